@@ -1,0 +1,55 @@
+"""Real tracing, measuring and choosing for transformer inference on a CPU.
+
+Nothing is called traced, fused, BF16 or faster until it has been seen to be so, on this machine, with the same answers.
+"""
+
+from cpuinfer_helpers.errors import (
+    ArtifactError,
+    BuildError,
+    CpuInferError,
+    DataError,
+    InputError,
+    TraceError,
+)
+from cpuinfer_helpers.machine import MachineReport, machine_report, threads
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.tasks import Score, Task, load_task
+from cpuinfer_helpers.timing import (
+    Roofline,
+    Speedup,
+    Timing,
+    Timings,
+    count_flops,
+    measure,
+    measure_interleaved,
+    roofline,
+)
+from cpuinfer_helpers.tracing import TracedModel, trace_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "BuildError",
+    "CpuInferError",
+    "DataError",
+    "InputError",
+    "MachineReport",
+    "Receipt",
+    "Roofline",
+    "Score",
+    "Speedup",
+    "Task",
+    "Timing",
+    "Timings",
+    "TraceError",
+    "TracedModel",
+    "count_flops",
+    "load_task",
+    "machine_report",
+    "measure",
+    "measure_interleaved",
+    "roofline",
+    "threads",
+    "trace_model",
+]

@@ -1,0 +1,136 @@
+"""Folders with a manifest: written whole or not at all, checked before anything in them is deserialised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpuinfer_helpers.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Fill a folder under a temporary name; when the block ends, the manifest is added and the folder gets its name.
+
+    Parameters
+    ----------
+    directory
+        The folder to write. An older artifact of the same kind is replaced; anything else there is left alone.
+    kind
+        What it is, for the manifest.
+    manifest
+        Further entries of the manifest, in types that JSON knows.
+
+    Yields
+    ------
+    Path
+        The temporary folder. Whatever is in it at the end is recorded with its sha256.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder holds something else.
+    """
+    target = Path(directory).expanduser().absolute()
+    _check_replaceable(target, kind)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
+        (temporary / MANIFEST).write_text(text, encoding="utf-8")
+        _move_into_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: int) -> dict[str, Any]:
+    """The manifest of an artifact, after every file has been checked against it.
+
+    Parameters
+    ----------
+    directory
+        The folder.
+    kind, format_version
+        What it must be.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ArtifactError
+        If there is no manifest, it cannot be read, it is of another kind or version, or a file is missing, added or
+        changed.
+    """
+    folder = Path(directory).expanduser()
+    manifest = _load_manifest(folder)
+    if manifest.get("kind") != kind:
+        raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}; load it with what wrote it")
+    if manifest.get("format_version") != format_version:
+        raise ArtifactError(
+            f"{folder} has format {manifest.get('format_version')!r}, this version reads {format_version}; save again"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(Path(name).name == name for name in files):
+        raise ArtifactError(f"{folder / MANIFEST} does not list its files; save the model again")
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name} is missing; copy the whole folder or save the model again")
+        if sha256(folder / name) != expected:
+            raise ArtifactError(f"{folder / name} is damaged or was changed: its sha256 differs; save the model again")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256 as a hexadecimal text."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _load_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} has no {MANIFEST}: it is not a folder that save() wrote") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} cannot be read: {error}; save the model again") from error
+    if not isinstance(manifest, dict):
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest; save the model again")
+    return manifest
+
+
+def _check_replaceable(target: Path, kind: str) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or _load_manifest(target).get("kind") != kind:
+        raise ArtifactError(f"{target} exists and is no {kind}; give a new folder, nothing was written")
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = temporary.with_suffix(".old")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

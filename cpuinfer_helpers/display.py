@@ -1,0 +1,169 @@
+"""Tables and plots from plain data.
+
+The only module that imports matplotlib, and only when a plot is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"
+_MAX_CELL_WIDTH = 100
+
+
+class Displayed:
+    """Gives a result object its look in a terminal, in a notebook and on the results page.
+
+    A subclass implements :meth:`table`.
+    """
+
+    def table(self) -> Table:
+        """What this object shows, as a table of strings."""
+        raise TypeError(f"{type(self).__name__} does not say how to show itself: it needs a table() method")
+
+    def __str__(self) -> str:
+        return self.table().as_text()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        table = self.table()
+        return {
+            "text/plain": str(self),
+            "text/html": table.as_html(),
+            RESULT_MIME_TYPE: {
+                "kind": type(self).__name__,
+                "title": table.title,
+                "columns": list(table.columns),
+                "rows": [list(row) for row in table.rows],
+            },
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Displayed):
+    """A table of strings with a title above it and a note below it.
+
+    Parameters
+    ----------
+    columns
+        Column headings.
+    rows
+        One tuple of strings for each row, as long as ``columns``.
+    title, note
+        Text above and below the table; both may be empty.
+    numeric
+        Names of the columns that are aligned to the right.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    note: str = ""
+    numeric: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """The table itself."""
+        return self
+
+    def as_text(self) -> str:
+        """The table in plain text, columns aligned."""
+        rows = [tuple(shorten(cell) for cell in row) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(self.columns, *rows, strict=True)]
+        lines = [self.title] if self.title else []
+        lines.append(self._text_line(self.columns, widths))
+        lines.append("  ".join("-" * width for width in widths))
+        lines.extend(self._text_line(row, widths) for row in rows)
+        if self.note:
+            lines.append(self.note)
+        return "\n".join(lines)
+
+    def _text_line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        aligned = (
+            cell.rjust(width) if name in self.numeric else cell.ljust(width)
+            for name, cell, width in zip(self.columns, cells, widths, strict=True)
+        )
+        return "  ".join(aligned).rstrip()
+
+    def as_html(self) -> str:
+        """The table in HTML, for a notebook."""
+        head = "".join(f"<th{self._style(name)}>{escape(name)}</th>" for name in self.columns)
+        body = "".join(self._html_row(row) for row in self.rows)
+        title = f"<p><strong>{escape(self.title)}</strong></p>" if self.title else ""
+        note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+    def _html_row(self, row: Sequence[str]) -> str:
+        cells = (f"<td{self._style(name)}>{escape(cell)}</td>" for name, cell in zip(self.columns, row, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    def _style(self, column: str) -> str:
+        return f' style="text-align:{"right" if column in self.numeric else "left"}"'
+
+
+def shorten(text: str, width: int = _MAX_CELL_WIDTH) -> str:
+    """One line of at most ``width`` characters; an ellipsis tells that something was left out."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as text, in the unit that reads best: s, ms or µs."""
+    if seconds >= 10:
+        return f"{seconds:.1f} s"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes as text, in MiB or GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def bar_chart(
+    labels: Sequence[str],
+    values: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    unit: str,
+    title: str = "",
+) -> Any:
+    """Horizontal bars with their intervals.
+
+    Parameters
+    ----------
+    labels
+        One label for each bar, the first on top.
+    values, lows, highs
+        Length of each bar and the ends of its interval, in ``unit``.
+    unit
+        Label of the value axis.
+    title
+        Text above the chart.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Closed already, so that a notebook shows it once.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 0.55 * len(labels) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    below = [max(value - low, 0.0) for value, low in zip(values, lows, strict=True)]
+    above = [max(high - value, 0.0) for value, high in zip(values, highs, strict=True)]
+    axes.barh(list(labels), list(values), xerr=[below, above], capsize=4, color="#4c78a8", ecolor="#333333")
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel(unit)
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

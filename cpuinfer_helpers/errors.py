@@ -1,0 +1,27 @@
+"""The errors of this package: each says what was wrong with which value, and what to do."""
+
+from __future__ import annotations
+
+
+class CpuInferError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(CpuInferError, ValueError):
+    """An argument cannot be used: the message names it, its value and what would do."""
+
+
+class DataError(CpuInferError, ValueError):
+    """A data file is malformed: the message names the file and the record."""
+
+
+class TraceError(CpuInferError, RuntimeError):
+    """A model could not be traced, or its trace gave other answers than the model."""
+
+
+class ArtifactError(CpuInferError, RuntimeError):
+    """Something saved earlier is missing, damaged or of another kind than expected."""
+
+
+class BuildError(CpuInferError, RuntimeError):
+    """A C++ program could not be compiled or did not run."""

@@ -1,0 +1,379 @@
+"""What CPU this is, what it can do, and how much of it this process may use."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from cpuinfer_helpers.display import Displayed, Table, format_bytes
+from cpuinfer_helpers.errors import InputError
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+# Linux' names of the instruction sets that decide which kernels run, with the names that people use.
+# AVX512 asks for the five subsets that PyTorch and oneDNN ask for.
+_ISA_FLAGS = {
+    "AVX2": ("avx2", "fma"),
+    "AVX512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"),
+    "AVX512_VNNI": ("avx512_vnni",),
+    "AVX_VNNI": ("avx_vnni",),
+    "AVX512_BF16": ("avx512_bf16",),
+    "AMX_TILE": ("amx_tile",),
+    "AMX_INT8": ("amx_int8",),
+    "AMX_BF16": ("amx_bf16",),
+    "NEON": ("asimd",),
+    "ARM_BF16": ("bf16",),
+    "ARM_I8MM": ("i8mm",),
+}
+_BF16_ISA = ("AVX512_BF16", "AMX_BF16", "ARM_BF16")
+_INT8_ISA = ("AVX512_VNNI", "AVX_VNNI", "AMX_INT8", "ARM_I8MM")
+_ISA_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_PACKAGES = (
+    "torch",
+    "intel-extension-for-pytorch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "datasets",
+    "openvino",
+    "onnxruntime",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class MachineReport(Displayed):
+    """This machine as inference sees it; see :func:`machine_report`.
+
+    Attributes
+    ----------
+    cpu
+        The CPU's own name.
+    architecture
+        ``x86_64``, ``aarch64``, ``arm64`` ...
+    isa
+        Instruction sets that matter here, of those that the CPU has: AVX2, AVX512, AVX512_VNNI, AVX512_BF16, AMX_* ...
+    isa_caps
+        Environment variables that keep kernels from using all of them.
+    cores_total
+        Logical cores of the machine.
+    cores_allowed
+        Logical cores in this process's affinity mask.
+    cpu_quota
+        CPUs' worth of time that the control group grants, or None where there is no quota.
+    threads
+        PyTorch's intra-operator threads now.
+    memory_total, memory_available
+        Bytes; the control group's limit counts.
+    python, system
+        Version of Python; name and release of the operating system.
+    versions
+        Installed versions of the packages that decide what runs; read without importing them.
+    """
+
+    cpu: str
+    architecture: str
+    isa: tuple[str, ...]
+    isa_caps: Mapping[str, str]
+    cores_total: int
+    cores_allowed: int
+    cpu_quota: float | None
+    threads: int
+    memory_total: int
+    memory_available: int
+    python: str
+    system: str
+    versions: Mapping[str, str]
+
+    @property
+    def cores(self) -> int:
+        """Whole cores that this process can really use: affinity and quota together, at least one."""
+        quota = self.cores_allowed if self.cpu_quota is None else math.floor(self.cpu_quota)
+        return max(1, min(self.cores_allowed, quota))
+
+    @property
+    def bf16_native(self) -> bool:
+        """Whether BF16 matrix products have instructions of their own here; otherwise BF16 is emulated."""
+        return any(name in self.isa for name in _BF16_ISA) and not self._capped_below_bf16()
+
+    @property
+    def int8_native(self) -> bool:
+        """Whether INT8 matrix products have instructions of their own here."""
+        return any(name in self.isa for name in _INT8_ISA)
+
+    @property
+    def stack(self) -> str:
+        """``guide`` (torch 2.8, transformers 4), ``current`` (torch >= 2.13, transformers >= 5) or ``other``."""
+        torch_version = version_tuple(self.versions.get("torch", "0"))
+        transformers_version = version_tuple(self.versions.get("transformers", "0"))
+        if torch_version[:2] == (2, 8) and transformers_version[:1] == (4,):
+            return "guide"
+        if torch_version >= (2, 13) and transformers_version >= (5,):
+            return "current"
+        return "other"
+
+    def one_line(self) -> str:
+        """The machine in one line, for the top of a notebook."""
+        bf16 = "native BF16" if self.bf16_native else "BF16 emulated"
+        return (
+            f"{self.cpu}, {self.cores} of {self.cores_total} cores, {'/'.join(self.isa) or 'no SIMD known'} ({bf16}), "
+            f"{format_bytes(self.memory_available)} free, {self._stack_text()}"
+        )
+
+    def table(self) -> Table:
+        """Every fact of the report in a row of its own."""
+        quota = "no quota" if self.cpu_quota is None else f"quota of {self.cpu_quota:g} CPUs"
+        caps = ", ".join(f"{name}={value}" for name, value in self.isa_caps.items()) or "none"
+        rows = (
+            ("CPU", f"{self.cpu} ({self.architecture})"),
+            ("instruction sets", ", ".join(self.isa) or "none of those that matter here"),
+            ("held back by", caps),
+            ("BF16", "native" if self.bf16_native else "emulated: expect it to be slower than FP32"),
+            ("INT8", "native" if self.int8_native else "no instructions of its own"),
+            (
+                "cores",
+                f"{self.cores} usable ({self.cores_total} in the machine, {self.cores_allowed} allowed, {quota})",
+            ),
+            ("PyTorch threads", str(self.threads)),
+            ("memory", f"{format_bytes(self.memory_available)} free of {format_bytes(self.memory_total)}"),
+            ("system", f"{self.system}, Python {self.python}"),
+            ("stack", self._stack_text()),
+        )
+        return Table(columns=("this machine", "value"), rows=rows)
+
+    def _stack_text(self) -> str:
+        packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{self.stack} stack ({packages})"
+
+    def _capped_below_bf16(self) -> bool:
+        """Whether oneDNN is capped: a cap is a name such as AVX2; only those from BF16 on keep the instructions."""
+        cap = self.isa_caps.get("ONEDNN_MAX_CPU_ISA") or self.isa_caps.get("DNNL_MAX_CPU_ISA") or "ALL"
+        with_bf16 = ("DEFAULT", "ALL", "BF16", "AMX", "FP16", "AVX10")
+        return not any(part in cap.upper() for part in with_bf16)
+
+
+def machine_report() -> MachineReport:
+    """Look at the machine that this process runs on.
+
+    Reads processor flags, affinity, control group and package metadata; imports no optional package and changes
+    nothing.
+
+    Returns
+    -------
+    MachineReport
+
+    Examples
+    --------
+    >>> report = machine_report()
+    >>> report.cores >= 1
+    True
+    """
+    memory_total, memory_available = _memory()
+    return MachineReport(
+        cpu=_cpu_name(),
+        architecture=platform.machine(),
+        isa=detect_isa(),
+        isa_caps={name: os.environ[name] for name in _ISA_CAPS if os.environ.get(name)},
+        cores_total=os.cpu_count() or 1,
+        cores_allowed=_cores_allowed(),
+        cpu_quota=cpu_quota(),
+        threads=torch.get_num_threads(),
+        memory_total=memory_total,
+        memory_available=memory_available,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}",
+        versions=installed_versions(),
+    )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run the block with ``count`` intra-operator threads of PyTorch, then restore the number.
+
+    Parameters
+    ----------
+    count
+        Threads, at least 1. More than the usable cores is allowed, and slow: that can be measured.
+
+    Raises
+    ------
+    InputError
+        If ``count`` is not a whole number of at least 1.
+
+    Notes
+    -----
+    Do not use it around a model that IPEX has packed: IPEX's own known issues say that Linear layers may then be wrong.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InputError(f"threads: {count!r} is not a number of threads; give a whole number of at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def native_stderr_logged() -> Iterator[None]:
+    """Send what native libraries write to file descriptor 2 to the log, at DEBUG.
+
+    PyTorch's profiler reports its own comings and goings there, on every use; a notebook would show them as errors.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught:
+        kept = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                logger.debug("native library: %s", line)
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``"2.8.0+cpu"`` becomes ``(2, 8, 0)``."""
+    numbers: list[int] = []
+    for part in version.split("+")[0].split("."):
+        digits = part if part.isdigit() else ""
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the installed packages that decide what runs, in a fixed order, without importing them."""
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def detect_isa() -> tuple[str, ...]:
+    """The instruction sets of this CPU that decide which kernels run."""
+    flags = _linux_flags() or _macos_flags()
+    if flags:
+        return tuple(name for name, needed in _ISA_FLAGS.items() if flags.issuperset(needed))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": ("AVX2", "AVX512"), "AVX2": ("AVX2",)}.get(capability, ())
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs' worth of time that the control groups of this process grant.
+
+    Parameters
+    ----------
+    root
+        Where the control group file system is mounted.
+    membership
+        The file that names this process's control groups.
+
+    Returns
+    -------
+    float or None
+        The smallest quota of the group and its ancestors (control groups v2 and v1), or None where there is none.
+    """
+    quotas = [quota for folder in _control_groups(root, membership, "cpu") if (quota := _quota_in(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _quota_in(folder: Path) -> float | None:
+    version_2 = _read(folder / "cpu.max").split()
+    if len(version_2) == 2 and version_2[0] != "max":
+        return int(version_2[0]) / int(version_2[1])
+    quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    if quota and period and int(quota) > 0:
+        return int(quota) / int(period)
+    return None
+
+
+def _control_groups(root: Path, membership: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's control group and all its ancestors."""
+    for line in _read(membership).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = root / controllers if controllers and (root / controllers).is_dir() else root
+        mount = root / controller if controllers and not mount.is_dir() else mount
+        group = Path(path.lstrip("/"))
+        for folder in (group, *group.parents):
+            yield mount / folder
+    yield root
+
+
+def _memory() -> tuple[int, int]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    for folder in _control_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), "memory"):
+        limit = _read(folder / "memory.max").strip() or _read(folder / "memory.limit_in_bytes").strip()
+        used = _read(folder / "memory.current").strip() or _read(folder / "memory.usage_in_bytes").strip()
+        if limit.isdigit() and int(limit) < total:
+            total = int(limit)
+            available = min(available, total - int(used or 0))
+    return total, max(available, 0)
+
+
+def _cores_allowed() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def _linux_flags() -> frozenset[str]:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def _macos_flags() -> frozenset[str]:
+    """macOS names its features otherwise; these are the ones that the table above asks for."""
+    if sys.platform != "darwin":
+        return frozenset()
+    if platform.machine() == "arm64":
+        named = {"bf16": "hw.optional.arm.FEAT_BF16", "i8mm": "hw.optional.arm.FEAT_I8MM"}
+        return frozenset({"asimd"} | {flag for flag, name in named.items() if _sysctl(name) == "1"})
+    words = f"{_sysctl('machdep.cpu.features')} {_sysctl('machdep.cpu.leaf7_features')}".lower()
+    return frozenset(words.replace(".", "_").split())
+
+
+def _sysctl(name: str) -> str:
+    result = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+def _read(path: Path) -> str:
+    """The file's text, or nothing where this system has no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

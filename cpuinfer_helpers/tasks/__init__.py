@@ -1,0 +1,6 @@
+"""Tasks: model, tokenizer, data and metric, from the hub or offline."""
+
+from cpuinfer_helpers.tasks.loading import TASK_NAMES, load_task
+from cpuinfer_helpers.tasks.task import Score, Task
+
+__all__ = ["TASK_NAMES", "Score", "Task", "load_task"]

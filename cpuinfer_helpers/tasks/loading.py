@@ -1,0 +1,236 @@
+"""Load a task from the hub when it answers, otherwise from what the package ships."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.artifacts import new_artifact, read_manifest, sha256
+from cpuinfer_helpers.errors import ArtifactError, InputError
+from cpuinfer_helpers.tasks import hub
+from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
+from cpuinfer_helpers.tasks.squad import parse_squad, read_squad
+from cpuinfer_helpers.tasks.task import Example, Task
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+DATA = Path(__file__).with_name("data")
+_CHECKPOINT_KIND = "cpuinfer-checkpoint"
+_CHECKPOINT_FORMAT = 1
+# Rows of a hub data set that a task keeps: enough for a stable score, few enough for a laptop.
+_HUB_ROWS = 1000
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one task's parts come from."""
+
+    auto_class: str
+    model_class: str
+    repository: str
+    dataset: hub.DatasetFile
+    read_rows: Callable[[Sequence[Mapping[str, Any]]], list[Example]]
+    read_file: Callable[[Path], Sequence[Example]]
+
+
+def _squad_rows(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    return list(parse_squad(list(rows), "the squad data set"))
+
+
+def _sst2_rows(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    return [LabelledText(row["sentence"], ("NEGATIVE", "POSITIVE")[row["label"]]) for row in rows]
+
+
+# The order in which CoNLL-2003 on the hub numbers its tags.
+_CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+
+
+def _conll_rows(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    return [TaggedSentence(tuple(row["tokens"]), tuple(_CONLL_TAGS[n] for n in row["ner_tags"])) for row in rows]
+
+
+_SOURCES = {
+    "question-answering": _Source(
+        "AutoModelForQuestionAnswering",
+        "BertForQuestionAnswering",
+        "csarron/bert-base-uncased-squad-v1",
+        hub.DatasetFile("rajpurkar/squad", "plain_text/validation-00000-of-00001.parquet"),
+        _squad_rows,
+        read_squad,
+    ),
+    "text-classification": _Source(
+        "AutoModelForSequenceClassification",
+        "BertForSequenceClassification",
+        "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+        hub.DatasetFile("stanfordnlp/sst2", "data/validation-00000-of-00001.parquet"),
+        _sst2_rows,
+        read_texts,
+    ),
+    "token-classification": _Source(
+        "AutoModelForTokenClassification",
+        "BertForTokenClassification",
+        "dslim/bert-base-NER",
+        hub.DatasetFile("eriktks/conll2003", "conll2003/validation/0000.parquet", "refs/convert/parquet"),
+        _conll_rows,
+        read_sentences,
+    ),
+}
+TASK_NAMES = tuple(_SOURCES)
+
+
+def load_task(name: str) -> Task:
+    """Load a task: a model, its tokenizer, its data and its metric.
+
+    From the hub when it answers within three seconds: the guide's ``csarron/bert-base-uncased-squad-v1`` with
+    ``squad`` for question answering, ``distilbert-base-uncased-finetuned-sst-2-english`` with SST-2 for text
+    classification, ``dslim/bert-base-NER`` with
+    CoNLL-2003 for token classification. Otherwise offline: a model of BERT-base geometry with fixed random weights
+    for timing, and a small checkpoint, trained on data that this package ships, for accuracy. ``origin`` says which,
+    and why.
+
+    Parameters
+    ----------
+    name
+        ``question-answering``, ``text-classification`` or ``token-classification``.
+
+    Returns
+    -------
+    Task
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    if name not in _SOURCES:
+        raise InputError(f"unknown task {name!r}; choose from {', '.join(TASK_NAMES)}")
+    unavailable = hub.hub_unavailable()
+    try:
+        return _from_hub(name)
+    except Exception as error:  # a hub can fail in any phase, each library with errors of its own
+        if unavailable:
+            reason = unavailable
+            logger.info("%s: offline, because %s", name, reason)
+        else:
+            reason = f"the hub failed half way: {type(error).__name__}: {_first_line(error)}"
+            logger.warning("%s: going offline, because %s", name, reason)
+    return _offline(name, reason)
+
+
+def cache_directory() -> Path:
+    """Where rebuilt checkpoints are kept: ``CPUINFER_CACHE``, or the platform's own folder for caches."""
+    chosen = os.environ.get("CPUINFER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "cpuinfer_helpers"
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "cpuinfer_helpers"
+
+
+def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Path:
+    """Folder of a task's small trained checkpoint, after its files have been checked.
+
+    A damaged shipped checkpoint is replaced by one that the training script makes in the cache (about a minute); a
+    damaged one there is made again. Either is said in a WARNING.
+
+    Parameters
+    ----------
+    name
+        The task.
+    shipped
+        Folder with the shipped checkpoints and their ``scores.json``.
+
+    Returns
+    -------
+    Path
+    """
+    damage = _damage(shipped, name)
+    if damage is None:
+        return shipped / name
+    cached = cache_directory() / "checkpoints" / name
+    logger.warning("the shipped checkpoint for %s cannot be used: %s", name, damage)
+    try:
+        read_manifest(cached, _CHECKPOINT_KIND, _CHECKPOINT_FORMAT)
+        return cached
+    except ArtifactError as error:
+        logger.warning("training the checkpoint for %s again, into %s (%s)", name, cached, error)
+    shutil.rmtree(cached, ignore_errors=True)
+    _train_into(cached, name)
+    return cached
+
+
+def _from_hub(name: str) -> Task:
+    import transformers
+
+    source = _SOURCES[name]
+    auto_class = getattr(transformers, source.auto_class)
+
+    def load(folder: Path) -> tuple[torch.nn.Module, Any]:
+        return auto_class.from_pretrained(folder).float().eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+    model, tokenizer = hub.load_or_download_again(source.repository, load)
+    examples = source.read_rows(hub.fetch_rows(source.dataset, _HUB_ROWS))
+    origin = f"hub: {source.repository}, {source.dataset.repository} (first {len(examples)} of its validation part)"
+    return Task(name, model, model, tokenizer, {"validation": examples}, origin)
+
+
+def _offline(name: str, reason: str) -> Task:
+    import transformers
+
+    source = _SOURCES[name]
+    folder = checkpoint_directory(name)
+    trained = getattr(transformers, source.auto_class).from_pretrained(folder).float().eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    datasets = {part: source.read_file(DATA / f"{name}-{part}.json") for part in ("heldout", "prose")}
+    origin = (
+        "offline: BERT-base geometry with fixed random weights for timing, a small trained checkpoint for accuracy "
+        f"({reason})"
+    )
+    return Task(name, _bert_base(source.model_class, trained.config), trained, tokenizer, datasets, origin)
+
+
+def _bert_base(class_name: str, trained_config: Any) -> torch.nn.Module:
+    """BERT-base as its configuration's defaults have it (12 layers, 768 wide), the same random weights every time."""
+    import transformers
+
+    labels = {"id2label": trained_config.id2label, "label2id": trained_config.label2id}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        return getattr(transformers, class_name)(transformers.BertConfig(**labels)).eval()
+
+
+def _damage(shipped: Path, name: str) -> str | None:
+    """What is wrong with a shipped checkpoint, or None."""
+    try:
+        sums = json.loads((shipped / "scores.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{shipped / 'scores.json'} cannot be read ({type(error).__name__})"
+    wanted = {path: digest for path, digest in sums.items() if path.startswith(f"{name}/")}
+    for path, digest in wanted.items():
+        if not (shipped / path).is_file():
+            return f"{shipped / path} is missing"
+        if sha256(shipped / path) != digest:
+            return f"{shipped / path} is damaged: its sha256 differs"
+    return None if wanted else f"{shipped / 'scores.json'} does not list it"
+
+
+def _train_into(directory: Path, name: str) -> None:
+    from cpuinfer_helpers.tasks.offline.train import train_checkpoint
+
+    with new_artifact(directory, _CHECKPOINT_KIND, {"format_version": _CHECKPOINT_FORMAT}) as folder:
+        train_checkpoint(name, folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

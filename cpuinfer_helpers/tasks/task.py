@@ -1,0 +1,312 @@
+"""A task: a model, its tokenizer, its data, and how right its answers are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.display import Displayed, Table, format_seconds, shorten
+from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.tasks import classification, question_answering
+from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence
+from cpuinfer_helpers.tasks.squad import Question
+
+Model = Callable[..., Any]
+Example = Question | LabelledText | TaggedSentence
+
+
+@dataclass(frozen=True, repr=False)
+class Score(Displayed):
+    """How right a model's answers are on a part of a task's data.
+
+    Attributes
+    ----------
+    task, split, origin
+        What was scored, on which part of the data, and where model and data come from.
+    metrics
+        By name, in percent: ``exact_match`` and ``f1``, or ``accuracy``, or ``precision``, ``recall`` and ``f1``.
+    examples
+        Number of questions, texts or sentences.
+    predictions
+        The model's answer to each: a text, a label, or a tuple of tags.
+    seconds
+        Time for tokenising, running and scoring.
+    """
+
+    task: str
+    split: str
+    origin: str
+    metrics: Mapping[str, float]
+    examples: int
+    predictions: tuple[Any, ...]
+    seconds: float
+
+    def table(self) -> Table:
+        """The metrics in one row."""
+        columns = ("task", "data", "examples", *self.metrics, "time")
+        row = (
+            self.task,
+            self.split,
+            str(self.examples),
+            *(f"{value:.1f}" for value in self.metrics.values()),
+            format_seconds(self.seconds),
+        )
+        return Table(columns=columns, rows=(row,), note=self.origin, numeric=("examples", *self.metrics, "time"))
+
+    def agreement(self, other: Score) -> float:
+        """Share of equal predictions of two scores on the same examples, in percent."""
+        if len(self.predictions) != len(other.predictions):
+            raise InputError(f"the scores are of {self.examples} and {other.examples} examples; score the same ones")
+        return classification.accuracy(self.predictions, other.predictions)
+
+
+@dataclass(frozen=True, repr=False)
+class Task(Displayed):
+    """A model with its tokenizer, its data and its metric; made by :func:`load_task`.
+
+    Attributes
+    ----------
+    name
+        ``question-answering``, ``text-classification`` or ``token-classification``.
+    model
+        The model to measure and trace, in evaluation mode. From the hub it is trained; offline it has BERT-base
+        geometry and fixed random weights, so that its times are real and its answers are not.
+    trained_model
+        The model whose answers mean something: ``model`` itself from the hub, a small trained checkpoint offline.
+    tokenizer
+        Fast tokenizer of both.
+    datasets
+        Examples by the name of the part, the default one first.
+    origin
+        ``hub: ...`` or ``offline: ...``, with the reason.
+    """
+
+    name: str
+    model: torch.nn.Module
+    trained_model: torch.nn.Module
+    tokenizer: Any
+    datasets: Mapping[str, Sequence[Example]]
+    origin: str
+    example_inputs: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "example_inputs", self.inputs())
+
+    @property
+    def dataset(self) -> Sequence[Example]:
+        """The default part of the data."""
+        return next(iter(self.datasets.values()))
+
+    def inputs(
+        self, batch_size: int = 1, length: int = question_answering.MAX_SEQ_LENGTH, *, tokens: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Inputs of an exact shape, made of the task's own texts.
+
+        Parameters
+        ----------
+        batch_size
+            Rows; each begins at another example.
+        length
+            Columns.
+        tokens
+            Tokens of each row that are real; the rest is padding. All of them unless given.
+
+        Returns
+        -------
+        dict of str to Tensor
+            int64 tensors of shape (``batch_size``, ``length``) by the model's argument names.
+
+        Raises
+        ------
+        InputError
+            If a size is not positive, or ``tokens`` is more than ``length``.
+        """
+        tokens = length if tokens is None else tokens
+        if batch_size < 1 or length < 4 or not 4 <= tokens <= length:
+            raise InputError(
+                f"inputs: batch_size {batch_size}, length {length}, tokens {tokens} cannot be made; "
+                "batch_size must be at least 1, and 4 <= tokens <= length"
+            )
+        rows = [self._row_of(row, tokens) for row in range(batch_size)]
+        return self._padded(rows, length)
+
+    def evaluate(
+        self,
+        model: Model | None = None,
+        *,
+        split: str | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+        pad_to: int | None = None,
+    ) -> Score:
+        """Run a model over the task's data and score its answers.
+
+        Parameters
+        ----------
+        model
+            Called with keyword inputs; ``trained_model`` unless given. Give a traced version of it to compare.
+        split
+            Which part of the data; the default one unless given.
+        limit
+            Only so many examples, the first ones.
+        batch_size
+            Rows in a batch; the last batch may be smaller.
+        pad_to
+            Pad every batch to this length, as the guide's ``run_qa`` does with 384; to its own longest row unless
+            given.
+
+        Returns
+        -------
+        Score
+
+        Raises
+        ------
+        InputError
+            For an unknown split, or sizes that are not positive.
+        """
+        split = split or next(iter(self.datasets))
+        if split not in self.datasets:
+            raise InputError(f"split {split!r} is not part of this task; choose from {', '.join(self.datasets)}")
+        if batch_size < 1 or (limit is not None and limit < 1):
+            raise InputError(f"batch_size {batch_size} and limit {limit} must be at least 1")
+        examples = list(self.datasets[split])[:limit]
+        started = time.perf_counter()
+        run = _Run(self.tokenizer, model or self.trained_model, self._labels(), batch_size, pad_to)
+        predictions, metrics = _SCORERS[self.name](run, examples)
+        seconds = time.perf_counter() - started
+        return Score(self.name, split, self.origin, metrics, len(examples), tuple(predictions), seconds)
+
+    def table(self) -> Table:
+        """What the task consists of."""
+        same = self.trained_model is self.model
+        data = ", ".join(f"{len(examples)} {name}" for name, examples in self.datasets.items())
+        rows = (
+            ("origin", self.origin),
+            ("model", f"{type(self.model).__name__}, {_millions(self.model)} weights"),
+            ("trained model", "the same" if same else f"{_millions(self.trained_model)} weights"),
+            ("data", data),
+            ("example inputs", ", ".join(f"{n} {list(t.shape)}" for n, t in self.example_inputs.items())),
+        )
+        return Table(columns=("task", self.name), rows=rows)
+
+    def _row_of(self, row: int, tokens: int) -> dict[str, list[int]]:
+        """One row of exactly so many tokens: texts of the data one after the other, cut off."""
+        first = self.dataset[row % len(self.dataset)]
+        following = (self.dataset[(row + i) % len(self.dataset)] for i in range(10 * tokens))
+        text = ""
+        while True:
+            text += " " + _text_of(next(following))
+            if len(text) >= 8 * tokens or self._length_of(text) >= tokens:
+                break
+        if isinstance(first, Question) and tokens > 2 * self._length_of(first.question):
+            encoded = self.tokenizer(first.question, text, truncation="only_second", max_length=tokens)
+        else:
+            encoded = self.tokenizer(text, truncation=True, max_length=tokens)
+        return {name: encoded[name] for name in self.tokenizer.model_input_names}
+
+    def _length_of(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _padded(self, rows: list[dict[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
+        return _pad(self.tokenizer, rows, length)
+
+    def _labels(self) -> dict[int, str]:
+        return {int(number): label for number, label in self.trained_model.config.id2label.items()}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One pass of a model over encoded rows."""
+
+    tokenizer: Any
+    model: Model
+    labels: Mapping[int, str]
+    batch_size: int
+    pad_to: int | None
+
+    def outputs(self, rows: Sequence[Mapping[str, list[int]]]) -> Iterator[Any]:
+        """The model's output for each batch."""
+        from tqdm.auto import tqdm
+
+        starts = range(0, len(rows), self.batch_size)
+        for start in tqdm(starts, desc="evaluating", unit="batch", leave=False, delay=2.0):
+            batch = rows[start : start + self.batch_size]
+            length = self.pad_to or max(len(row["input_ids"]) for row in batch)
+            with torch.no_grad():
+                yield self.model(**_pad(self.tokenizer, batch, length))
+
+
+def _answer_questions(run: _Run, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
+    windows = question_answering.prepare_windows(questions, run.tokenizer)
+    logits = [
+        pair
+        for output in run.outputs([window.inputs for window in windows])
+        for pair in zip(output["start_logits"], output["end_logits"], strict=True)
+    ]
+    answers = [found[0].text for found in question_answering.best_answers(questions, windows, logits)]
+    return answers, question_answering.score_answers(questions, answers)
+
+
+def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str], dict[str, float]]:
+    encoded = run.tokenizer([text.text for text in texts], truncation=True, max_length=_longest(run.tokenizer))
+    rows = _rows(run.tokenizer, encoded, len(texts))
+    classes = [number for output in run.outputs(rows) for number in output["logits"].argmax(dim=-1).tolist()]
+    labels = [run.labels[number] for number in classes]
+    return labels, {"accuracy": classification.accuracy([text.label for text in texts], labels)}
+
+
+def _tag_sentences(run: _Run, sentences: Sequence[TaggedSentence]) -> tuple[list[tuple[str, ...]], dict[str, float]]:
+    encoded = run.tokenizer(
+        [list(sentence.words) for sentence in sentences],
+        is_split_into_words=True,
+        truncation=True,
+        max_length=_longest(run.tokenizer),
+    )
+    rows = _rows(run.tokenizer, encoded, len(sentences))
+    best = [row.tolist() for output in run.outputs(rows) for row in output["logits"].argmax(dim=-1)]
+    predicted = []
+    for index, sentence in enumerate(sentences):
+        tags = ["O"] * len(sentence.words)
+        for word, position in classification.first_tokens(encoded, index).items():
+            tags[word] = run.labels[best[index][position]]
+        predicted.append(tuple(tags))
+    return predicted, classification.entity_f1([sentence.tags for sentence in sentences], predicted)
+
+
+_SCORERS: dict[str, Callable[[_Run, Any], tuple[list[Any], dict[str, float]]]] = {
+    "question-answering": _answer_questions,
+    "text-classification": _classify_texts,
+    "token-classification": _tag_sentences,
+}
+
+
+def _rows(tokenizer: Any, encoded: Any, count: int) -> list[dict[str, list[int]]]:
+    return [{name: encoded[name][row] for name in tokenizer.model_input_names} for row in range(count)]
+
+
+def _pad(tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
+    padded = tokenizer.pad(
+        {name: [row[name] for row in rows] for name in rows[0]},
+        padding="max_length",
+        max_length=length,
+        return_tensors="pt",
+    )
+    return {name: padded[name] for name in rows[0]}
+
+
+def _text_of(example: Example) -> str:
+    if isinstance(example, Question):
+        return example.context
+    return example.text if isinstance(example, LabelledText) else " ".join(example.words)
+
+
+def _longest(tokenizer: Any) -> int:
+    return min(tokenizer.model_max_length, question_answering.MAX_SEQ_LENGTH)
+
+
+def _millions(model: torch.nn.Module) -> str:
+    return shorten(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million")

@@ -1,0 +1,281 @@
+"""Check that a prepared model gives the model's own answers on shapes and paddings that it has not seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.outputs import take_apart
+from cpuinfer_helpers.receipts import Check
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+Tensors = Mapping[str, torch.Tensor]
+Answer = Callable[[Tensors], Any]
+
+# Optimised plans appear after two to three calls, so one right call proves little (FACTS section 3, item 10).
+CALLS_PER_CHECK = 3
+
+# Largest difference that passes, as a share of the largest answer. The same operations in another order or fused differ
+# by a few units in the last place for each layer: about 1e-6 in FP32 over 12 layers, so 1e-4 leaves room for 100
+# times that and # is far below any difference that a wrong mask or length makes. BF16 keeps 8 bits (2**-8 = 0.004 for
+# one rounding).
+_RELATIVE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# For answers near zero: what is left when numbers of about one cancel in FP32.
+_ABSOLUTE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Inputs that differ from the example in one way.
+
+    Attributes
+    ----------
+    name
+        What was varied.
+    inputs
+        The tensors by name; None where this variation cannot be made, with the reason in ``note``.
+    valid
+        Boolean, batch by length: the positions that are no padding; None if all are valid.
+    note
+        Why there are no inputs.
+    """
+
+    name: str
+    inputs: dict[str, torch.Tensor] | None
+    valid: torch.Tensor | None = None
+    note: str = ""
+
+
+def variations(config: Any, example: Tensors) -> Iterator[Variation]:
+    """Other batch sizes, lengths and paddings of the example inputs.
+
+    Parameters
+    ----------
+    config
+        The model's configuration, for its largest length and its padding token; None for models without one.
+    example
+        Tensors by name; the first dimension of each is the batch, the second of those as long as the sequence is the
+        length.
+
+    Yields
+    ------
+    Variation
+        The example itself, another batch size, a partial last batch, shorter and longer sequences, padding on either
+        side, and other tokens under the padding.
+    """
+    shapes = _Shapes(config, example)
+    batch, length = shapes.batch, shapes.length
+    yield Variation("example", dict(example), shapes.valid(example))
+    yield shapes.vary("other batch size", batch + 1, length)
+    yield shapes.vary("partial last batch", max(1, batch - 1), length, first_row=1)
+    if length is None:
+        yield Variation("other lengths", None, note="the inputs have no sequence dimension")
+        return
+    yield shapes.vary("shorter", batch + 1, max(2, length // 3))
+    yield shapes.vary("much shorter", batch + 2, max(2, min(7, length // 2)))
+    longer = shapes.limited(length + max(3, length // 4))
+    if longer > length:
+        yield shapes.vary("longer", batch, longer)
+    else:
+        yield Variation("longer", None, note=f"the model takes no more than {longer} tokens")
+    if not shapes.has_mask:
+        yield Variation("padding", None, note="there is no attention mask among the inputs, so nothing may be padded")
+        return
+    padded_length = max(6, length // 3)
+    yield shapes.padded("padding", 3, padded_length)
+    yield shapes.padded("padded tokens changed", 3, padded_length, other_tokens=True)
+    yield shapes.padded("padding on the left", 3, padded_length, left=True)
+
+
+def verify(answer: Answer, reference: Answer, config: Any, example: Tensors) -> tuple[Check, ...]:
+    """Compare a prepared model with its model on every variation, three calls each; stop at the first that fails.
+
+    Parameters
+    ----------
+    answer, reference
+        The prepared model and the model: functions from tensors by name to an output.
+    config
+        The model's configuration or None.
+    example
+        Tensors by name.
+
+    Returns
+    -------
+    tuple of Check
+    """
+    from tqdm.auto import tqdm
+
+    planned = list(variations(config, example))
+    checks: list[Check] = []
+    for variation in tqdm(planned, desc="verifying", leave=False, delay=2.0):
+        checks.append(_check(variation, answer, reference))
+        if checks[-1].passed is False:
+            break
+    return tuple(checks)
+
+
+def _check(variation: Variation, answer: Answer, reference: Answer) -> Check:
+    if variation.inputs is None:
+        return Check(variation.name, "", None, note=variation.note)
+    shape = shape_text(variation.inputs)
+    try:
+        expected = run_seeded(reference, variation.inputs)
+    except Exception as error:  # any model may refuse any shape in its own way; that is no fault of the trace
+        return Check(variation.name, shape, None, note=f"the model itself refuses: {first_line(error)}")
+    worst = Check(variation.name, shape, True)
+    for call in range(1, CALLS_PER_CHECK + 1):
+        try:
+            seen = run_seeded(answer, variation.inputs)
+        except Exception as error:  # a trace fails with whatever its operators raise
+            return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
+        worst = _compare(worst, expected, seen, variation.valid)
+        if not worst.passed:
+            return replace(worst, note=f"call {call}: {worst.note}")
+    return worst
+
+
+def _compare(check: Check, expected: Tensors, seen: Tensors, valid: torch.Tensor | None) -> Check:
+    for name, wanted in expected.items():
+        if name not in seen:
+            continue
+        got = seen[name]
+        if got.shape != wanted.shape:
+            return replace(check, passed=False, note=f"{name} has shape {list(got.shape)}, not {list(wanted.shape)}")
+        error = largest_error(wanted, got, valid)
+        tolerance = tolerance_for(wanted, valid)
+        if not error <= tolerance:
+            return replace(check, passed=False, max_error=error, tolerance=tolerance, note=f"{name} differs")
+        if error >= check.max_error:
+            check = replace(check, max_error=error, tolerance=tolerance)
+    return check
+
+
+def largest_error(expected: torch.Tensor, seen: torch.Tensor, valid: torch.Tensor | None = None) -> float:
+    """Largest absolute difference on valid positions; not-a-number in the same places counts as equal."""
+    wanted, got = _valid_part(expected, valid).double(), _valid_part(seen, valid).double()
+    same = (wanted == got) | (wanted.isnan() & got.isnan())
+    error = torch.where(same, torch.zeros_like(wanted), (wanted - got).abs())
+    error = torch.where(error.isnan(), torch.full_like(error, float("inf")), error)
+    return error.max().item() if error.numel() else 0.0
+
+
+def tolerance_for(expected: torch.Tensor, valid: torch.Tensor | None = None) -> float:
+    """Largest difference that passes: a share of the largest answer, by dtype; nothing for integers."""
+    if not expected.is_floating_point():
+        return 0.0
+    finite = _valid_part(expected, valid).double()
+    finite = finite[finite.isfinite()].abs()
+    # Masked scores hold the most negative number of the dtype, which must not widen the tolerance for the others.
+    finite = finite[finite < 1e30]
+    largest = finite.max().item() if finite.numel() else 0.0
+    return _RELATIVE_TOLERANCE.get(expected.dtype, 1e-4) * largest + _ABSOLUTE_TOLERANCE
+
+
+def run_seeded(function: Answer, inputs: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:
+    """One call under a fixed seed, without gradients; the process's random state is restored."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return take_apart(function(inputs))[0]
+
+
+def shape_text(inputs: Tensors) -> str:
+    """Shape of the first input, such as ``3 x 96``."""
+    return " x ".join(map(str, next(iter(inputs.values())).shape))
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first telling line of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # TorchScript puts the operator's own message last, behind the traceback of its interpreter.
+    own = [line for line in lines if line.startswith(("RuntimeError:", "IndexError:", "ValueError:"))]
+    text = own[-1] if own else (lines[0] if lines else "no message")
+    return text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"
+
+
+def _valid_part(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    if valid is not None and tensor.shape[: valid.dim()] == valid.shape:
+        return tensor[valid]
+    return tensor
+
+
+class _Shapes:
+    """Makes inputs of other shapes from the example's own tokens."""
+
+    def __init__(self, config: Any, example: Tensors) -> None:
+        self.config = config
+        self.example = example
+        self.batch = next(iter(example.values())).shape[0]
+        self.length = self._sequence_length()
+        mask = example.get("attention_mask")
+        self.has_mask = mask is not None and mask.dim() == 2 and mask.shape[1] == self.length
+
+    def _sequence_length(self) -> int | None:
+        for name in ("input_ids", "attention_mask", "inputs_embeds", "input_values"):
+            tensor = self.example.get(name)
+            if tensor is not None and tensor.dim() >= 2:
+                return tensor.shape[1]
+        return None
+
+    def limited(self, length: int) -> int:
+        limit = getattr(self.config, "max_position_embeddings", None)
+        # RoBERTa and its kin number positions from two.
+        return min(length, limit - 2) if isinstance(limit, int) and limit > 2 else length
+
+    def valid(self, inputs: Tensors) -> torch.Tensor | None:
+        return inputs["attention_mask"].bool() if self.has_mask else None
+
+    def vary(self, name: str, batch: int, length: int | None, first_row: int = 0) -> Variation:
+        inputs = {key: self._tensor(tensor, batch, length, first_row) for key, tensor in self.example.items()}
+        return Variation(name, inputs, self.valid(inputs))
+
+    def padded(
+        self, name: str, batch: int, length: int, *, left: bool = False, other_tokens: bool = False
+    ) -> Variation:
+        inputs = self.vary(name, batch, length).inputs or {}
+        keep = torch.zeros(batch, length, dtype=torch.bool)
+        for row in range(batch):
+            valid_count = length if row == 0 else max(2, length // (row + 1) - row)
+            columns = slice(length - valid_count, None) if left else slice(0, valid_count)
+            keep[row, columns] = True
+        inputs["attention_mask"] = keep.to(self.example["attention_mask"].dtype)
+        for key in ("input_ids", "input_values", "inputs_embeds"):
+            if key in inputs:
+                inputs[key] = self._pad(inputs[key], keep, other_tokens)
+        return Variation(name, inputs, keep)
+
+    def _pad(self, tensor: torch.Tensor, keep: torch.Tensor, other_tokens: bool) -> torch.Tensor:
+        padding = getattr(self.config, "pad_token_id", None) if tensor.dtype == torch.long else 0
+        padded = tensor.clone()
+        padded[~keep] = padding if isinstance(padding, int) and padding >= 0 else 0
+        if other_tokens:
+            padded[~keep] = tensor.roll(1, dims=1)[~keep]
+        return padded
+
+    def _tensor(self, tensor: torch.Tensor, batch: int, length: int | None, first_row: int) -> torch.Tensor:
+        if tensor.dim() >= 2 and self.length is not None and tensor.shape[1] == self.length and length:
+            tensor = tensor[:, self._columns(length)]
+        rows = [tensor[(first_row + row) % tensor.shape[0]] for row in range(batch)]
+        rolled = [self._roll_inner(row, first_row + number) for number, row in enumerate(rows)]
+        return torch.stack(rolled)
+
+    def _columns(self, length: int) -> list[int]:
+        """Columns of the example that make a sequence of the wanted length; its first and last tokens stay in place."""
+        inner = list(range(1, self.length - 1)) or [0]
+        middle = [inner[i % len(inner)] for i in range(max(length - 2, 0))]
+        return ([0, *middle, self.length - 1])[:length]
+
+    @staticmethod
+    def _roll_inner(row: torch.Tensor, by: int) -> torch.Tensor:
+        """Other content for other rows: the same tokens, all but the first and last moved on."""
+        if by == 0 or row.dim() == 0 or row.shape[0] < 4 or not _is_content(row):
+            return row
+        return torch.cat([row[:1], row[1:-1].roll(by, dims=0), row[-1:]])
+
+
+def _is_content(row: torch.Tensor) -> bool:
+    return row.is_floating_point() or (row.dim() == 1 and row.unique().numel() > 2)
