@@ -40,7 +40,8 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
     ArtifactError
         If the folder holds something else.
     """
-    target = Path(directory).expanduser().absolute()
+    # Resolved, so that a link stays a link and the folder that it leads to is replaced.
+    target = Path(directory).expanduser().resolve()
     _check_replaceable(target, kind)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -84,8 +85,10 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
             f"{folder} has format {manifest.get('format_version')!r}, this version reads {format_version}; save again"
         )
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(Path(name).name == name for name in files):
+    if not isinstance(files, dict) or not files or not all(_is_plain_name(name) for name in files):
         raise ArtifactError(f"{folder / MANIFEST} does not list its files; save the model again")
+    for name in _unlisted(folder, manifest):
+        raise ArtifactError(f"{folder / name} is not part of what was saved; move it away")
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder / name} is missing; copy the whole folder or save the model again")
@@ -115,11 +118,23 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and Path(name).name == name
+
+
+def _unlisted(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Files that the manifest does not list; hidden ones, which file managers leave behind, do not count."""
+    listed = {MANIFEST, *(manifest.get("files") or ())}
+    return sorted(p.name for p in folder.iterdir() if p.name not in listed and not p.name.startswith("."))
+
+
 def _check_replaceable(target: Path, kind: str) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not target.is_dir() or _load_manifest(target).get("kind") != kind:
+    if not target.is_dir() or (manifest := _load_manifest(target)).get("kind") != kind:
         raise ArtifactError(f"{target} exists and is no {kind}; give a new folder, nothing was written")
+    for name in _unlisted(target, manifest):
+        raise ArtifactError(f"{target / name} is not part of what was saved there; give a new folder, nothing was written")
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
+from io import BytesIO
 from typing import Any
 
 RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"
@@ -115,9 +117,10 @@ def format_seconds(seconds: float) -> str:
     """Seconds as text, in the unit that reads best: s, ms or µs."""
     if seconds >= 10:
         return f"{seconds:.1f} s"
-    if seconds >= 1:
+    # The limits are where rounding reaches the next unit: 0.9996 s are 1.00 s, not 1000 ms.
+    if seconds >= 0.9995:
         return f"{seconds:.2f} s"
-    if seconds >= 1e-3:
+    if seconds >= 0.9995e-3:
         return f"{seconds * 1e3:.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
     return f"{seconds * 1e6:.3g} µs"
 
@@ -130,20 +133,22 @@ def format_bytes(count: float) -> str:
 def bar_chart(
     labels: Sequence[str],
     values: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    lows: Sequence[float] | None = None,
+    highs: Sequence[float] | None = None,
     *,
     unit: str,
     title: str = "",
 ) -> Any:
-    """Horizontal bars with their intervals.
+    """Horizontal bars, with their intervals where there are any.
 
     Parameters
     ----------
     labels
         One label for each bar, the first on top.
-    values, lows, highs
-        Length of each bar and the ends of its interval, in ``unit``.
+    values
+        Length of each bar, in ``unit``.
+    lows, highs
+        Ends of the intervals, in ``unit``; bars without intervals unless both are given.
     unit
         Label of the value axis.
     title
@@ -152,18 +157,34 @@ def bar_chart(
     Returns
     -------
     matplotlib.figure.Figure
-        Closed already, so that a notebook shows it once.
+        Not known to pyplot, so that a notebook shows it once, and with a picture of its own, so that it is shown at
+        all.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 0.55 * len(labels) + 1.1), layout="constrained")
+    figure = _figure_class()(figsize=(7.5, 0.55 * len(labels) + 1.1), layout="constrained")
     axes = figure.subplots()
-    below = [max(value - low, 0.0) for value, low in zip(values, lows, strict=True)]
-    above = [max(high - value, 0.0) for value, high in zip(values, highs, strict=True)]
-    axes.barh(list(labels), list(values), xerr=[below, above], capsize=4, color="#4c78a8", ecolor="#333333")
+    intervals = None
+    if lows is not None and highs is not None:
+        below = [max(value - low, 0.0) for value, low in zip(values, lows, strict=True)]
+        above = [max(high - value, 0.0) for value, high in zip(values, highs, strict=True)]
+        intervals = [below, above]
+    axes.barh(list(labels), list(values), xerr=intervals, capsize=4, color="#4c78a8", ecolor="#333333")
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel(unit)
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+@cache
+def _figure_class() -> type:
+    """A Figure that IPython can show: it draws plain ones only where pyplot has been imported."""
+    from matplotlib.figure import Figure
+
+    class Chart(Figure):
+        def _repr_png_(self) -> bytes:
+            picture = BytesIO()
+            self.savefig(picture, format="png")
+            return picture.getvalue()
+
+    return Chart

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,6 +92,14 @@ def linear_dtypes(module: torch.jit.ScriptModule, inputs: Mapping[str, torch.Ten
     events = (event for event in profiler.profiler.kineto_results.events() if event.name() in _LINEAR_EVENTS)
     names = Counter(str(event.dtypes()[0]) for event in events)
     return {_PROFILER_DTYPES.get(name, name): count for name, count in names.most_common()}
+
+
+@contextmanager
+def jit_deprecations_ignored() -> Iterator[None]:
+    """Silence the warning that torch gives from 2.10 on at every use of torch.jit; the course says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)
+        yield
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:

@@ -39,6 +39,8 @@ _ISA_FLAGS = {
 }
 _BF16_ISA = ("AVX512_BF16", "AMX_BF16", "ARM_BF16")
 _INT8_ISA = ("AVX512_VNNI", "AVX_VNNI", "AMX_INT8", "ARM_I8MM")
+# oneDNN's caps have names such as AVX2 and AVX512_CORE_VNNI; those with one of these parts keep BF16.
+_CAPS_WITH_BF16 = ("DEFAULT", "ALL", "BF16", "AMX", "FP16", "AVX10")
 _ISA_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _PACKAGES = (
     "torch",
@@ -105,12 +107,12 @@ class MachineReport(Displayed):
     @property
     def bf16_native(self) -> bool:
         """Whether BF16 matrix products have instructions of their own here; otherwise BF16 is emulated."""
-        return any(name in self.isa for name in _BF16_ISA) and not self._capped_below_bf16()
+        return any(name in self.isa for name in _BF16_ISA) and self._cap_allows(_CAPS_WITH_BF16)
 
     @property
     def int8_native(self) -> bool:
         """Whether INT8 matrix products have instructions of their own here."""
-        return any(name in self.isa for name in _INT8_ISA)
+        return any(name in self.isa for name in _INT8_ISA) and self._cap_allows(("VNNI", *_CAPS_WITH_BF16))
 
     @property
     def stack(self) -> str:
@@ -156,11 +158,10 @@ class MachineReport(Displayed):
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.stack} stack ({packages})"
 
-    def _capped_below_bf16(self) -> bool:
-        """Whether oneDNN is capped: a cap is a name such as AVX2; only those from BF16 on keep the instructions."""
+    def _cap_allows(self, parts: tuple[str, ...]) -> bool:
+        """Whether oneDNN's cap, a name such as AVX2, holds one of the parts; no cap allows everything."""
         cap = self.isa_caps.get("ONEDNN_MAX_CPU_ISA") or self.isa_caps.get("DNNL_MAX_CPU_ISA") or "ALL"
-        with_bf16 = ("DEFAULT", "ALL", "BF16", "AMX", "FP16", "AVX10")
-        return not any(part in cap.upper() for part in with_bf16)
+        return any(part in cap.upper() for part in parts)
 
 
 def machine_report() -> MachineReport:
@@ -223,6 +224,39 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def busy_neighbours(count: int = 1, *, limit_s: float = 600.0) -> Iterator[None]:
+    """Keep cores busy from other processes while the block runs, as neighbours on a shared machine do.
+
+    For showing what they do to a measurement.
+
+    Parameters
+    ----------
+    count
+        Processes, at least 1; each keeps about one core busy.
+    limit_s
+        Seconds after which they end by themselves, should this process be killed before it can end them.
+
+    Raises
+    ------
+    InputError
+        If ``count`` is not a whole number of at least 1.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InputError(f"busy_neighbours: {count!r} is not a number of processes; give a whole number of at least 1")
+    program = f"import time\nend = time.monotonic() + {limit_s}\nwhile time.monotonic() < end: pass"
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            started.append(subprocess.Popen([sys.executable, "-c", program]))
+        yield
+    finally:
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait()
 
 
 @contextmanager
@@ -311,8 +345,9 @@ def _control_groups(root: Path, membership: Path, controller: str) -> Iterator[P
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        mount = root / controllers if controllers and (root / controllers).is_dir() else root
-        mount = root / controller if controllers and not mount.is_dir() else mount
+        # Version 2 has one tree; version 1 one for each controller, named after all its controllers or linked as one.
+        named = (root / name for name in (controllers, controller) if controllers)
+        mount = next((folder for folder in named if folder.is_dir()), root)
         group = Path(path.lstrip("/"))
         for folder in (group, *group.parents):
             yield mount / folder

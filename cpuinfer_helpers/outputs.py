@@ -59,9 +59,13 @@ class OutputSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> OutputSpec:
-        """The structure that :meth:`to_dict` wrote; a class that may not be imported becomes ``dict`` (WARNING)."""
+        """The structure that :meth:`to_dict` wrote.
+
+        A class that may not be imported becomes ``dict``, or ``tuple`` for a sequence, with a WARNING.
+        """
         children = tuple((key, cls.from_dict(child)) for key, child in data["children"])
-        output_class = _find_class(data["output_class"]) if data["output_class"] else None
+        plain = tuple if data["kind"] == "sequence" else dict
+        output_class = _find_class(data["output_class"], plain) if data["output_class"] else None
         return cls(data["kind"], data["name"], output_class, children)
 
 
@@ -139,18 +143,26 @@ def _describe(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Output
     return OutputSpec("left out")
 
 
-def _find_class(path: str) -> type:
+def _find_class(path: str, plain: type) -> type:
     """Only classes of transformers, of Python itself, or of modules that the user has imported already."""
     module_name, _, qualified_name = path.partition(":")
     trusted = module_name == "builtins" or module_name.split(".")[0] in ("transformers", "collections")
-    module = import_module(module_name) if trusted else sys.modules.get(module_name)
-    found: Any = module
+    found: Any = _import_if_there(module_name) if trusted else sys.modules.get(module_name)
     for part in qualified_name.split("."):
         found = getattr(found, part, None)
-    if isinstance(found, type) and issubclass(found, (Mapping, tuple, list)):
+    if isinstance(found, type) and issubclass(found, Mapping if plain is dict else (tuple, list)):
         return found
-    logger.warning("output class %s is not imported here: calls return a plain dict; import its module first", path)
-    return dict
+    logger.warning(
+        "output class %s is not imported here: calls return a plain %s; import its module first", path, plain.__name__
+    )
+    return plain
+
+
+def _import_if_there(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:  # another version of the library has no such module
+        return None
 
 
 def _join(path: str, key: str) -> str:

@@ -174,7 +174,7 @@ class Timings(Displayed, Mapping[str, Timing]):
     timings
         The timings by name.
     roofline, flops, precisions
-        What the percentage of the roofline is computed from; without a roofline the column is left out.
+        What the percentage of the roofline is computed from; without a roofline and flops the column is left out.
     """
 
     timings: Mapping[str, Timing]
@@ -198,7 +198,7 @@ class Timings(Displayed, Mapping[str, Timing]):
     def table(self) -> Table:
         """A row each: median, interval, speed-up with interval, percentage of the roofline, first call."""
         columns = ["measured", "median", "95% interval", "speed-up", "its interval", "calls", "first call"]
-        if self.roofline is not None:
+        if self.roofline is not None and self.flops is not None:
             columns.insert(5, "of roofline")
         rows = tuple(self._row(name) for name in self)
         return Table(columns=tuple(columns), rows=rows, numeric=("median", "speed-up", "of roofline", "calls"))
@@ -247,7 +247,7 @@ def measure(
     relative_width
         Stop when the 95% interval of the median is narrower than this share of the median.
     max_calls
-        Largest number of counted calls.
+        Largest number of counted calls, at least six.
 
     Returns
     -------
@@ -294,7 +294,7 @@ def measure_interleaved(
     relative_width
         Stop when every median's 95% interval is narrower than this share of it.
     max_calls
-        Largest number of rounds.
+        Largest number of rounds, at least six.
     roofline, flops, precisions
         Measured rates (:func:`roofline`), floating-point operations of one call (:func:`count_flops`) and the
         precision of each function by name (``fp32`` where not named), for the table's percentage of the roofline.
@@ -304,6 +304,7 @@ def measure_interleaved(
     Timings
     """
     _check_request(functions, budget_s, relative_width, max_calls)
+    _check_percentages(functions, roofline, flops, precisions or {})
     started = time.perf_counter()
     warm = {name: _warm_up(function, budget_s / 3) for name, function in functions.items()}
     deadline = started + budget_s * len(functions)
@@ -408,12 +409,27 @@ class Roofline(Displayed):
 
     def percent(self, timing: Timing, flops: int, precision: str = "fp32") -> float:
         """How much of the roofline a timing of ``flops`` operations reaches, in percent."""
+        return 100.0 * self.shortest(flops, precision) / timing.median
+
+    def shortest(self, flops: int, precision: str = "fp32") -> float:
+        """The shortest time that ``flops`` operations could take at this rate, in seconds."""
         if precision not in self.rates:
             raise InputError(
                 f"roofline: no rate was measured for {precision!r}; measured: {', '.join(self.rates)}. "
                 "Name it in roofline(precisions=...)"
             )
-        return 100.0 * flops / timing.median / self.rates[precision]
+        return flops / self.rates[precision]
+
+    def limits(self, flops: int) -> Table:
+        """The shortest time of ``flops`` operations through each kernel that ran, and its ratio to the first one's."""
+        ran = [(precision, kernel, rate) for precision, kernel, rate in self.tried if rate > 0]
+        rows = tuple(
+            (precision, kernel, f"{rate / 1e9:.0f}", format_seconds(flops / rate), f"{rate / ran[0][2]:.1f}x")
+            for precision, kernel, rate in ran
+        )
+        columns = ("precision", "kernel", "GFLOP/s", "shortest time", "at most")
+        note = f"{flops / 1e9:.1f} GFLOP, {self.threads} threads; matrix products only"
+        return Table(columns, rows, note=note, numeric=("GFLOP/s", "shortest time", "at most"))
 
     def table(self) -> Table:
         """The rate of each precision, with the kernel that reached it."""
@@ -544,7 +560,7 @@ def _best_rate(make: Callable[[int, int, int], _Product], budget_s: float) -> fl
                 product = make(rows, inner, outer)
                 timing = measure(product, budget_s=budget_s, relative_width=0.05)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            logger.info("roofline: a kernel cannot run here: %s", str(error).splitlines()[0])
+            logger.info("roofline: a kernel cannot run here: %r", error)
             continue
         rates.append(2.0 * rows * inner * outer / timing.median)
     return max(rates)
@@ -639,3 +655,18 @@ def _check_request(functions: Mapping[str, object], budget_s: float, relative_wi
     }.items():
         if not value > 0:
             raise InputError(f"measure: {what} is {value!r}; give a positive number")
+    # Fewer calls would carry a 95% interval that they do not have.
+    if not isinstance(max_calls, int) or max_calls < _MIN_CALLS:
+        raise InputError(f"measure: max_calls is {max_calls!r}; give a whole number of at least {_MIN_CALLS}")
+
+
+def _check_percentages(
+    functions: Mapping[str, object], roofline: Roofline | None, flops: int | None, precisions: Mapping[str, str]
+) -> None:
+    """Find out before the measurement, not when its table is shown."""
+    for name in precisions:
+        if name not in functions:
+            raise InputError(f"measure: precisions names {name!r}, which is not measured; it may name {', '.join(functions)}")
+    if roofline is not None and flops is not None:
+        for name in functions:
+            roofline.shortest(flops, precisions.get(name, "fp32"))

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -151,7 +151,8 @@ class TracedModel(Displayed):
             "receipt": self.receipt.to_dict(),
         }
         with new_artifact(directory, _KIND, manifest) as folder:
-            torch.jit.save(self.module, str(folder / _MODULE_FILE))
+            with graph.jit_deprecations_ignored():
+                torch.jit.save(self.module, str(folder / _MODULE_FILE))
             save_file({name: tensor.contiguous() for name, tensor in self._probe.items()}, folder / _PROBE_FILE)
 
     @classmethod
@@ -184,8 +185,10 @@ class TracedModel(Displayed):
 
         probe = load_file(os.path.join(folder, _PROBE_FILE))
         inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
+        with graph.jit_deprecations_ignored():
+            module = torch.jit.load(os.path.join(folder, _MODULE_FILE), map_location="cpu")
         loaded = cls(
-            module=torch.jit.load(os.path.join(folder, _MODULE_FILE), map_location="cpu"),
+            module=module,
             model=None,
             inputs=BoundInputs(inputs, manifest["constants"]),
             spec=OutputSpec.from_dict(manifest["output"]),
@@ -339,16 +342,15 @@ class _Job:
         adapter = _adapter(self.model, self.inputs)
         module = self._trace(adapter)
         self.seconds = time.perf_counter() - started
-        traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec, checks=()))
+        traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec))
         if self.verify:
             self.checks = verify(lambda i: traced(**i), self._reference, _config(self.model), self.inputs.tensors)
             self._refuse_differences()
-            traced.receipt = self._receipt(module, adapter.spec, checks=self.checks)
+            traced.receipt = replace(traced.receipt, checks=self.checks)
         return traced
 
     def fallback(self, reason: str) -> TracedModel:
-        receipt = self._receipt(None, None, checks=self.checks, reason=reason)
-        return self._result(None, None, receipt)
+        return self._result(None, None, self._receipt(None, None, reason))
 
     def _trace(self, adapter: _Adapter) -> torch.jit.ScriptModule:
         by_name = {"example_kwarg_inputs": self.inputs.tensors}
@@ -372,7 +374,6 @@ class _Job:
         self,
         module: torch.jit.ScriptModule | None,
         spec: OutputSpec | None,
-        checks: tuple[Check, ...],
         reason: str | None = None,
     ) -> Receipt:
         return Receipt(
@@ -385,7 +386,7 @@ class _Job:
             threads=torch.get_num_threads(),
             versions=installed_versions(),
             outputs_left_out=self._left_out(spec) if spec else (),
-            checks=checks,
+            checks=self.checks,
             warnings=self.warnings,
             prepare_seconds=self.seconds,
             reason=reason,

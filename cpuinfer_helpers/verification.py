@@ -28,6 +28,9 @@ _RELATIVE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 
 # For answers near zero: what is left when numbers of about one cancel in FP32.
 _ABSOLUTE_TOLERANCE = 1e-6
 
+# Long enough for three rows of different padding; longer ones cost time and show nothing more.
+_PADDED_LENGTH = 48
+
 
 @dataclass(frozen=True)
 class Variation:
@@ -86,7 +89,7 @@ def variations(config: Any, example: Tensors) -> Iterator[Variation]:
     if not shapes.has_mask:
         yield Variation("padding", None, note="there is no attention mask among the inputs, so nothing may be padded")
         return
-    padded_length = max(6, length // 3)
+    padded_length = max(6, min(length // 3, _PADDED_LENGTH))
     yield shapes.padded("padding", 3, padded_length)
     yield shapes.padded("padded tokens changed", 3, padded_length, other_tokens=True)
     yield shapes.padded("padding on the left", 3, padded_length, left=True)
@@ -239,7 +242,7 @@ class _Shapes:
         inputs = self.vary(name, batch, length).inputs or {}
         keep = torch.zeros(batch, length, dtype=torch.bool)
         for row in range(batch):
-            valid_count = length if row == 0 else max(2, length // (row + 1) - row)
+            valid_count = length if row == 0 else max(2, length // (2 * row))
             columns = slice(length - valid_count, None) if left else slice(0, valid_count)
             keep[row, columns] = True
         inputs["attention_mask"] = keep.to(self.example["attention_mask"].dtype)

@@ -14,6 +14,7 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import BuildError, InputError
+from cpuinfer_helpers.graph import jit_deprecations_ignored
 
 SOURCE = Path(__file__).with_name("run_traced.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -141,7 +142,8 @@ def run(
         path = Path(folder) / "inputs.txt"
         path.write_text("".join(_line(name, tensor) for name, tensor in inputs.items()), encoding="utf-8")
         if isinstance(module, torch.jit.ScriptModule):
-            torch.jit.save(module, str(Path(folder) / "module.pt"))
+            with jit_deprecations_ignored():
+                torch.jit.save(module, str(Path(folder) / "module.pt"))
             module = Path(folder) / "module.pt"
         arguments = [str(executable), str(module), str(path), str(calls), str(threads or torch.get_num_threads())]
         result = _run(arguments, _RUN_SECONDS)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
+
+
+_TAG = re.compile(r"O|[BI]-\S+")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[LabelledText]:
     """
     examples = []
     for place, record in _read_records(path, ("text", "label")):
-        if not isinstance(record["text"], str) or not record["text"].strip() or not isinstance(record["label"], str):
+        if not _is_text(record["text"]) or not _is_text(record["label"]):
             raise DataError(f"{place}: text and label must be texts that are not empty")
         examples.append(LabelledText(record["text"], record["label"]))
     return examples
@@ -57,6 +61,11 @@ def read_sentences(path: str | os.PathLike[str]) -> list[TaggedSentence]:
         words, tags = record["tokens"], record["tags"]
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or not words:
             raise DataError(f"{place}: tokens and tags must be lists of the same length, not empty")
+        for word, tag in zip(words, tags, strict=True):
+            if not _is_text(word):
+                raise DataError(f"{place}: a token is {word!r}; it must be a text that is not empty")
+            if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+                raise DataError(f"{place}: a tag is {tag!r}; it must be O, or B- or I- with a type, such as B-PER")
         examples.append(TaggedSentence(tuple(words), tuple(tags)))
     return examples
 
@@ -111,6 +120,10 @@ def first_tokens(encoded: Any, row: int) -> dict[int, int]:
         if word is not None:
             positions.setdefault(word, position)
     return positions
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _read_records(path: str | os.PathLike[str], keys: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:

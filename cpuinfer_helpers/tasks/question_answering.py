@@ -164,8 +164,10 @@ def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> dict
     from torchmetrics.functional.text import squad
 
     predicted = [{"id": q.id, "prediction_text": text} for q, text in zip(questions, answers, strict=True)]
+    # Where no answer is right, SQuAD 2.0 counts the empty one as the only right one.
     wanted = [
-        {"id": q.id, "answers": {"text": list(q.answers), "answer_start": list(q.answer_starts)}} for q in questions
+        {"id": q.id, "answers": {"text": list(q.answers) or [""], "answer_start": list(q.answer_starts) or [0]}}
+        for q in questions
     ]
     return {name: float(value) for name, value in squad(predicted, wanted).items()}
 

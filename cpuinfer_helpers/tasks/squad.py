@@ -91,12 +91,12 @@ def _records(entries: list[Any], source: str) -> Iterator[tuple[str, Any, Mappin
         if "paragraphs" not in entry:
             yield place, _get(entry, "context", place), entry
             continue
-        for index, paragraph in enumerate(_get(entry, "paragraphs", place)):
+        for index, paragraph in enumerate(_get_list(entry, "paragraphs", f"{source}, article {number}")):
             inner = f"{source}, article {number}, paragraph {index}"
             if not isinstance(paragraph, Mapping):
                 raise DataError(f"{inner} is a {type(paragraph).__name__}, not an object with a context")
             context = _get(paragraph, "context", inner)
-            for position, record in enumerate(_get(paragraph, "qas", inner)):
+            for position, record in enumerate(_get_list(paragraph, "qas", inner)):
                 if not isinstance(record, Mapping):
                     raise DataError(f"{inner}, question {position} is a {type(record).__name__}, not an object")
                 yield f"{inner}, question {position}", context, record
@@ -111,8 +111,10 @@ def _question(place: str, context: Any, record: Mapping[str, Any]) -> Question:
             raise DataError(f"{place}: {name} is {value!r}; it must be a text that is not empty")
     texts, starts = _answers(place, _get(record, "answers", place))
     for text, start in zip(texts, starts, strict=True):
-        if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
-            raise DataError(f"{place}: an answer is {text!r} at {start!r}; it must be a text at a whole number")
+        if not isinstance(text, str) or not text or not isinstance(start, int) or isinstance(start, bool):
+            raise DataError(
+                f"{place}: an answer is {text!r} at {start!r}; it must be a text that is not empty at a whole number"
+            )
         if start < 0 or context[start : start + len(text)] != text:
             found = context[max(start, 0) : max(start, 0) + len(text)]
             raise DataError(
@@ -124,13 +126,20 @@ def _question(place: str, context: Any, record: Mapping[str, Any]) -> Question:
 def _answers(place: str, answers: Any) -> tuple[list[Any], list[Any]]:
     """Texts and starts; SQuAD has a list of pairs, the datasets library a pair of lists."""
     if isinstance(answers, Mapping):
-        texts, starts = list(_get(answers, "text", place)), list(_get(answers, "answer_start", place))
+        texts, starts = (_get_list(answers, key, f"{place}, answers") for key in ("text", "answer_start"))
         if len(texts) != len(starts):
             raise DataError(f"{place}: {len(texts)} answer texts but {len(starts)} starts")
         return texts, starts
     if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
         raise DataError(f"{place}: answers is {answers!r}; it must be a list of objects with text and answer_start")
     return [_get(a, "text", place) for a in answers], [_get(a, "answer_start", place) for a in answers]
+
+
+def _get_list(record: Mapping[str, Any], key: str, place: str) -> list[Any]:
+    value = _get(record, key, place)
+    if not isinstance(value, list):
+        raise DataError(f"{place}: {key} is {value!r}; it must be a list")
+    return value
 
 
 def _get(record: Mapping[str, Any], key: str, place: str) -> Any:

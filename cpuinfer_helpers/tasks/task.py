@@ -180,6 +180,35 @@ class Task(Displayed):
         seconds = time.perf_counter() - started
         return Score(self.name, split, self.origin, metrics, len(examples), tuple(predictions), seconds)
 
+    def answer(self, question: str, context: str, *, model: Model | None = None) -> question_answering.Answer:
+        """Answer one question of your own from a text of your own.
+
+        Parameters
+        ----------
+        question
+            The question.
+        context
+            The text that holds the answer, of any length: a long one is read in overlapping windows.
+        model
+            Called with keyword inputs; ``trained_model`` unless given.
+
+        Returns
+        -------
+        Answer
+            The best part of ``context``; its text is empty if no part could be an answer.
+
+        Raises
+        ------
+        InputError
+            If this is not the question answering task, or either text is empty.
+        """
+        if self.name != "question-answering":
+            raise InputError(f"answer: this task is {self.name}; load_task('question-answering') answers questions")
+        if not question.strip() or not context.strip():
+            raise InputError("answer: the question or the context is empty; give both")
+        run = _Run(self.tokenizer, model or self.trained_model, self._labels(), 8, None)
+        return _find_answers(run, [Question("yours", question, context, (), ())])[0]
+
     def table(self) -> Table:
         """What the task consists of."""
         same = self.trained_model is self.model
@@ -241,14 +270,18 @@ class _Run:
 
 
 def _answer_questions(run: _Run, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
+    answers = [answer.text for answer in _find_answers(run, questions)]
+    return answers, question_answering.score_answers(questions, answers)
+
+
+def _find_answers(run: _Run, questions: Sequence[Question]) -> list[question_answering.Answer]:
     windows = question_answering.prepare_windows(questions, run.tokenizer)
     logits = [
         pair
         for output in run.outputs([window.inputs for window in windows])
         for pair in zip(output["start_logits"], output["end_logits"], strict=True)
     ]
-    answers = [found[0].text for found in question_answering.best_answers(questions, windows, logits)]
-    return answers, question_answering.score_answers(questions, answers)
+    return [found[0] for found in question_answering.best_answers(questions, windows, logits)]
 
 
 def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str], dict[str, float]]:

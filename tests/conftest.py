@@ -1,0 +1,126 @@
+"""Shared fixtures: small real models, their inputs and a small tokenizer, the same on every run and without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+# The libraries read it when they are imported. The tests of the hub start child processes with a hub of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = (
+    "the a an cat dog sat on mat in of and is was where who what when did river runs through city old bridge "
+    "Paris London Anna Smith works for blue red house garden tower north south built year ##s ##ed ##ing "
+    ". , ? ! - ' ( )"
+).split()
+
+
+def make_bert(
+    model_class: str = "BertForQuestionAnswering", *, attention: str = "sdpa", seed: int = 0, **config: Any
+) -> torch.nn.Module:
+    """A BERT small enough for a test: two layers, 32 wide, random weights from the seed, in evaluation mode."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 120,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    settings = transformers.BertConfig(**{**sizes, **config})
+    settings._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return getattr(transformers, model_class)(settings).eval()
+
+
+def make_inputs(batch: int = 2, length: int = 12, *, padding: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Token ids, segments and mask of shape (batch, length); every row but the first ends with ``padding`` pads."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 120, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if padding:
+        mask[1:, -padding:] = 0
+        ids[1:, -padding:] = 0
+    segments = torch.zeros_like(ids)
+    segments[:, length // 2 :] = 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+@pytest.fixture(scope="session")
+def bert() -> torch.nn.Module:
+    """A small BERT for question answering with SDPA attention, shared: a test must not change it."""
+    return make_bert()
+
+
+@pytest.fixture(scope="session")
+def eager_bert() -> torch.nn.Module:
+    """The same with eager attention, shared: a test must not change it."""
+    return make_bert(attention="eager")
+
+
+@pytest.fixture
+def new_bert() -> Callable[..., torch.nn.Module]:
+    """Makes a small BERT that a test may change; see :func:`make_bert`."""
+    return make_bert
+
+
+@pytest.fixture
+def bert_inputs() -> dict[str, torch.Tensor]:
+    """Inputs of the small BERT: 2 rows of 12 tokens, no padding."""
+    return make_inputs()
+
+
+@pytest.fixture
+def new_inputs() -> Callable[..., dict[str, torch.Tensor]]:
+    """Makes inputs of the small BERT; see :func:`make_inputs`."""
+    return make_inputs
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small WordPiece tokenizer with BERT's own normalisation; letters are in the vocabulary, so no word is lost."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def write_tokenizer(folder: Any) -> None:
+    """Write tokenizer.json and its configuration, which both versions of transformers read alike."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    letters = [chr(code) for code in (*range(ord("a"), ord("z") + 1), *range(ord("0"), ord("9") + 1))]
+    lower = [word.lower() for word in WORDS]
+    tokens = dict.fromkeys([*SPECIAL_TOKENS, *lower, *letters, *(f"##{letter}" for letter in letters)])
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    built = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    built.normalizer = normalizers.BertNormalizer(lowercase=True)
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    built.decoder = decoders.WordPiece()
+    built.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    built.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 64,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
