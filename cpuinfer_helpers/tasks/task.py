@@ -132,7 +132,7 @@ class Task(Displayed):
                 "batch_size must be at least 1, and 4 <= tokens <= length"
             )
         rows = [self._row_of(row, tokens) for row in range(batch_size)]
-        return self._padded(rows, length)
+        return _pad(self.tokenizer, rows, length)
 
     def evaluate(
         self,
@@ -240,9 +240,6 @@ class Task(Displayed):
     def _length_of(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _padded(self, rows: list[dict[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
-        return _pad(self.tokenizer, rows, length)
-
     def _labels(self) -> dict[int, str]:
         return {int(number): label for number, label in self.trained_model.config.id2label.items()}
 
@@ -322,13 +319,12 @@ def _rows(tokenizer: Any, encoded: Any, count: int) -> list[dict[str, list[int]]
 
 
 def _pad(tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
-    padded = tokenizer.pad(
-        {name: [row[name] for row in rows] for name in rows[0]},
-        padding="max_length",
-        max_length=length,
-        return_tensors="pt",
-    )
-    return {name: padded[name] for name in rows[0]}
+    """Tensors of rows that are filled up to the same length on the right."""
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    return {
+        name: torch.tensor([row[name] + [fill.get(name, 0)] * (length - len(row[name])) for row in rows])
+        for name in rows[0]
+    }
 
 
 def _text_of(example: Example) -> str:

@@ -1,0 +1,35 @@
+# Everything happens in tools/: start.sh finds a Python, bootstrap.py prepares the environment of the stack that is
+# named first, and then runs the rest of the line with that environment's Python.
+# PYTHON=... chooses the Python to build an environment with: make lab PYTHON=python3.12
+
+START = sh tools/start.sh
+
+.PHONY: help lab test run test-current doctor clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make lab           open the course in JupyterLab (first time: installs the guide stack into .venv)"
+	@echo "make test          ruff, the unit tests, and every notebook in fast mode, on the guide stack"
+	@echo "make run           run every notebook at full size and write readable pages to build/"
+	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
+	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
+	@echo "make clean         remove both environments and build/"
+	@echo "PYTHON=python3.12  after any of them: the Python to build the environment with (3.10 to 3.13)"
+
+lab:
+	@$(START) guide tools/lab.py
+
+test:
+	@$(START) guide tools/check.py
+
+run:
+	@$(START) guide tools/run_notebooks.py
+
+test-current:
+	@$(START) current tools/check.py
+
+doctor:
+	@$(START) guide -m cpuinfer_helpers doctor
+
+clean:
+	rm -rf .venv .venv-current .venv.lock .venv-current.lock .state build .pytest_cache .ruff_cache
