@@ -15,6 +15,7 @@ from typing import Any
 from cpuinfer_helpers.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+MODULE_FILE = "model.torchscript.pt"
 
 
 @contextmanager
@@ -132,9 +133,9 @@ def _check_replaceable(target: Path, kind: str) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or (manifest := _load_manifest(target)).get("kind") != kind:
-        raise ArtifactError(f"{target} exists and is no {kind}; give a new folder, nothing was written")
+        raise ArtifactError(f"{target} exists and is no {kind}; give a new folder")
     for name in _unlisted(target, manifest):
-        raise ArtifactError(f"{target / name} is not part of what was saved there; give a new folder, nothing was written")
+        raise ArtifactError(f"{target / name} is not part of what was saved there; give a new folder")
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:

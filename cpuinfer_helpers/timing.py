@@ -666,7 +666,7 @@ def _check_percentages(
     """Find out before the measurement, not when its table is shown."""
     for name in precisions:
         if name not in functions:
-            raise InputError(f"measure: precisions names {name!r}, which is not measured; it may name {', '.join(functions)}")
+            raise InputError(f"measure: precisions names {name!r}, not measured; name one of {', '.join(functions)}")
     if roofline is not None and flops is not None:
         for name in functions:
             roofline.shortest(flops, precisions.get(name, "fp32"))

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers import graph
-from cpuinfer_helpers.artifacts import new_artifact, read_manifest
+from cpuinfer_helpers.artifacts import MODULE_FILE, new_artifact, read_manifest
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError
 from cpuinfer_helpers.machine import detect_isa, installed_versions
@@ -35,7 +36,6 @@ logger = logging.getLogger("cpuinfer_helpers")
 
 _KIND = "cpuinfer-traced-model"
 _FORMAT_VERSION = 1
-_MODULE_FILE = "model.torchscript.pt"
 _PROBE_FILE = "probe.safetensors"
 _INPUT_STYLES = ("kwargs", "tuple")
 _ON_FAILURE = ("fallback", "raise")
@@ -122,7 +122,7 @@ class TracedModel(Displayed):
                 return self._build(self.module(*(inputs[name] for name in self._names)))
             return self._build(self.module(**inputs))
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
+    def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trace, its manifest and a probe to a folder, whole or not at all.
 
         The probe is the example with the model's own answers: :meth:`load` runs it before anybody else does.
@@ -131,6 +131,11 @@ class TracedModel(Displayed):
         ----------
         directory
             The folder to make. A trace saved there before is replaced; a folder of anything else is refused.
+
+        Returns
+        -------
+        Path
+            The folder.
 
         Raises
         ------
@@ -152,8 +157,9 @@ class TracedModel(Displayed):
         }
         with new_artifact(directory, _KIND, manifest) as folder:
             with graph.jit_deprecations_ignored():
-                torch.jit.save(self.module, str(folder / _MODULE_FILE))
+                torch.jit.save(self.module, str(folder / MODULE_FILE))
             save_file({name: tensor.contiguous() for name, tensor in self._probe.items()}, folder / _PROBE_FILE)
+        return Path(directory)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedModel:
@@ -186,7 +192,7 @@ class TracedModel(Displayed):
         probe = load_file(os.path.join(folder, _PROBE_FILE))
         inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
         with graph.jit_deprecations_ignored():
-            module = torch.jit.load(os.path.join(folder, _MODULE_FILE), map_location="cpu")
+            module = torch.jit.load(os.path.join(folder, MODULE_FILE), map_location="cpu")
         loaded = cls(
             module=module,
             model=None,

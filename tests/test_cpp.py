@@ -33,7 +33,7 @@ def test_a_program_without_python_gives_the_models_answers(program, bert, bert_i
 @needs_compiler
 def test_it_reads_a_saved_trace(program, bert, bert_inputs, tmp_path):
     cpu.trace_model(bert, bert_inputs).save(tmp_path / "saved")
-    result = cpp.run(program, tmp_path / "saved" / "model.torchscript.pt", bert_inputs, calls=1)
+    result = cpp.run(program, tmp_path / "saved", bert_inputs, calls=1)
     assert result.outputs["start_logits"].shape == bert_inputs["input_ids"].shape
     assert "Python among them" in str(result)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from cpuinfer_helpers.artifacts import MODULE_FILE
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import BuildError, InputError
 from cpuinfer_helpers.graph import jit_deprecations_ignored
@@ -115,8 +116,8 @@ def run(
     executable
         What :func:`build` returned.
     module
-        A ScriptModule, or a file that ``torch.jit.save`` wrote. It must take its tensors by name and return a dictionary
-        of tensors, as the module of a TracedModel does.
+        A folder that ``TracedModel.save`` wrote, a file that ``torch.jit.save`` wrote, or a ScriptModule. It must take
+        its tensors by name and return a dictionary of tensors, as the module of a TracedModel does.
     inputs
         int64 tensors by name.
     calls
@@ -145,6 +146,8 @@ def run(
             with jit_deprecations_ignored():
                 torch.jit.save(module, str(Path(folder) / "module.pt"))
             module = Path(folder) / "module.pt"
+        elif Path(module).is_dir():
+            module = Path(module) / MODULE_FILE
         arguments = [str(executable), str(module), str(path), str(calls), str(threads or torch.get_num_threads())]
         result = _run(arguments, _RUN_SECONDS)
     if result.returncode:

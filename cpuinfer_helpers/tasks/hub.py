@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import threading
@@ -104,19 +105,31 @@ def fetch_rows(file: DatasetFile, limit: int | None = None) -> list[dict[str, An
     list of dict
     """
     import pyarrow.parquet
+
+    path = _fetch_file(file, fresh=False)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        if hub_unavailable():
+            raise
+        _warn_of_damage(file.repository, error)
+        table = pyarrow.parquet.read_table(_fetch_file(file, fresh=True))
+    return (table if limit is None else table.slice(0, limit)).to_pylist()
+
+
+def _fetch_file(file: DatasetFile, *, fresh: bool) -> str:
     from huggingface_hub import hf_hub_download
 
-    path = hf_hub_download(
+    return hf_hub_download(
         file.repository,
         file.path,
         repo_type="dataset",
         revision=file.revision,
         endpoint=os.environ.get("HF_ENDPOINT"),
         etag_timeout=_PROBE_SECONDS,
+        force_download=fresh,
         local_files_only=hub_unavailable() is not None,
     )
-    table = pyarrow.parquet.read_table(path)
-    return (table if limit is None else table.slice(0, limit)).to_pylist()
 
 
 def load_or_download_again(repository: str, load: Callable[[Path], Loaded]) -> Loaded:
@@ -139,8 +152,12 @@ def load_or_download_again(repository: str, load: Callable[[Path], Loaded]) -> L
     except Exception as error:  # safetensors, JSON and pickle readers each have errors of their own
         if hub_unavailable():
             raise
-        logger.warning("the cached copy of %s cannot be read (%s); downloading it again", repository, error)
+        _warn_of_damage(repository, error)
         return load(fetch_model(repository, fresh=True))
+
+
+def _warn_of_damage(repository: str, error: Exception) -> None:
+    logger.warning("the cached copy of %s cannot be read (%s); downloading it again", repository, error)
 
 
 def _ask(endpoint: str) -> str | None:
@@ -153,11 +170,11 @@ def _ask(endpoint: str) -> str | None:
 
 
 def _request(endpoint: str) -> str | None:
-    request = urllib.request.Request(endpoint, method="HEAD")
     try:
+        request = urllib.request.Request(endpoint, method="HEAD")
         with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         return f"{endpoint} answers {error.code}" if error.code >= 500 else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"

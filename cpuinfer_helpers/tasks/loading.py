@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,23 +214,29 @@ def _bert_base(class_name: str, trained_config: Any) -> torch.nn.Module:
 def _damage(shipped: Path, name: str) -> str | None:
     """What is wrong with a shipped checkpoint, or None."""
     try:
-        sums = json.loads((shipped / "scores.json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{shipped / 'scores.json'} cannot be read ({type(error).__name__})"
-    wanted = {path: digest for path, digest in sums.items() if path.startswith(f"{name}/")}
-    for path, digest in wanted.items():
-        if not (shipped / path).is_file():
-            return f"{shipped / path} is missing"
-        if sha256(shipped / path) != digest:
-            return f"{shipped / path} is damaged: its sha256 differs"
-    return None if wanted else f"{shipped / 'scores.json'} does not list it"
+        sums = json.loads((shipped / "scores.json").read_text(encoding="utf-8"))[name]["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{shipped / 'scores.json'} cannot be read or does not list it ({type(error).__name__})"
+    for file, digest in sums.items():
+        path = shipped / name / file
+        if not path.is_file():
+            return f"{path} is missing"
+        if sha256(path) != digest:
+            return f"{path} is damaged: its sha256 differs"
+    return None
 
 
 def _train_into(directory: Path, name: str) -> None:
     from cpuinfer_helpers.tasks.offline.train import train_checkpoint
 
-    with new_artifact(directory, _CHECKPOINT_KIND, {"format_version": _CHECKPOINT_FORMAT}) as folder:
-        train_checkpoint(name, folder)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=directory.parent) as scratch,
+        new_artifact(directory, _CHECKPOINT_KIND, {"format_version": _CHECKPOINT_FORMAT}) as folder,
+    ):
+        train_checkpoint(name, scratch)
+        for path in sorted((Path(scratch) / name).iterdir()):
+            path.rename(folder / path.name)
 
 
 def _first_line(error: BaseException) -> str:

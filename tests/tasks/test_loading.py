@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers.tasks import TASK_NAMES, loading
+
+# Held-out scores that the small checkpoints must reach, and what guessing would.
+TARGETS = {
+    "question-answering": ("f1", 70.0),
+    "text-classification": ("accuracy", 90.0),
+    "token-classification": ("f1", 90.0),
+}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return {name: cpu.load_task(name) for name in TASK_NAMES}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path / "a cache"))
+    return tmp_path / "a cache"
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_an_offline_task_is_complete_and_says_where_it_comes_from(tasks, name):
+    task = tasks[name]
+    assert task.origin.startswith("offline: ") and "HF_HUB_OFFLINE" in task.origin
+    assert task.model.config.num_hidden_layers == 12 and task.model.config.hidden_size == 768
+    assert not any(part.training for part in task.model.modules())
+    assert task.trained_model is not task.model
+    assert {parameter.dtype for parameter in task.trained_model.parameters()} == {torch.float32}
+    assert list(task.datasets) == ["heldout", "prose"] and task.dataset is task.datasets["heldout"]
+    assert len(task.datasets["prose"]) >= 30
+    shapes = {tuple(tensor.shape) for tensor in task.example_inputs.values()}
+    assert shapes == {(1, 384)} and task.example_inputs["attention_mask"].all()
+    assert "offline" in str(task)
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_the_small_checkpoint_answers_far_better_than_chance(tasks, name):
+    metric, target = TARGETS[name]
+    score = tasks[name].evaluate()
+    assert score.metrics[metric] >= target
+    assert score.examples == len(tasks[name].dataset) == len(score.predictions)
+    untrained = type(tasks[name].trained_model)(tasks[name].trained_model.config).eval()
+    assert tasks[name].evaluate(untrained, limit=40).metrics[metric] < target - 20
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_the_same_weights_every_time(tasks, name):
+    again = cpu.load_task(name)
+    first, second = (next(iter(task.model.parameters())) for task in (tasks[name], again))
+    assert torch.equal(first, second)
+
+
+def test_loading_leaves_the_random_state_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    cpu.load_task("text-classification")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_padding_and_batching_change_no_answer(tasks, name):
+    task = tasks[name]
+    alone = task.evaluate(limit=20, batch_size=1)
+    for options in ({"batch_size": 7}, {"batch_size": 8, "pad_to": 384}):
+        score = task.evaluate(limit=20, **options)
+        assert score.predictions == alone.predictions
+        assert score.agreement(alone) == 100.0
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_a_traced_model_gives_the_same_answers(tasks, name):
+    task = tasks[name]
+    traced = cpu.trace_model(task.trained_model, task.inputs(2, 48))
+    assert traced.traced, traced.reason
+    assert task.evaluate(traced, limit=30).predictions == task.evaluate(limit=30).predictions
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize(("batch", "length", "tokens"), [(1, 384, None), (3, 128, None), (2, 64, 40), (1, 4, None)])
+def test_inputs_have_exactly_the_shape_that_was_asked_for(tasks, name, batch, length, tokens):
+    inputs = tasks[name].inputs(batch, length, tokens=tokens)
+    assert {tuple(tensor.shape) for tensor in inputs.values()} == {(batch, length)}
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [tokens or length] * batch
+    assert (inputs["input_ids"][:, tokens or length :] == tasks[name].tokenizer.pad_token_id).all()
+    with torch.no_grad():
+        tasks[name].trained_model(**inputs)
+
+
+def test_question_answering_inputs_have_a_question_and_a_context(tasks):
+    segments = tasks["question-answering"].inputs(2, 96)["token_type_ids"]
+    assert (segments[:, 0] == 0).all() and (segments[:, -1] == 1).all()
+
+
+def test_bad_requests_are_named(tasks):
+    with pytest.raises(cpu.InputError, match="unknown task 'translation'; choose from question-answering"):
+        cpu.load_task("translation")
+    task = tasks["text-classification"]
+    with pytest.raises(cpu.InputError, match="split 'validation' is not part"):
+        task.evaluate(split="validation")
+    for options in ({"batch_size": 0}, {"limit": 0}):
+        with pytest.raises(cpu.InputError, match="at least 1"):
+            task.evaluate(**options)
+    for arguments in ({"batch_size": 0}, {"length": 2}, {"length": 16, "tokens": 17}):
+        with pytest.raises(cpu.InputError, match="cannot be made"):
+            task.inputs(**arguments)
+    with pytest.raises(cpu.InputError, match="score the same ones"):
+        task.evaluate(limit=3).agreement(task.evaluate(limit=4))
+
+
+def fake_training(monkeypatch, trained):
+    """Training takes a minute and has a test of its own; here it copies the shipped checkpoint."""
+    from cpuinfer_helpers.tasks.offline import train
+
+    def train_checkpoint(name, directory, **options):
+        trained.append(name)
+        shutil.copytree(loading.DATA / "checkpoints" / name, Path(directory) / name)
+
+    monkeypatch.setattr(train, "train_checkpoint", train_checkpoint)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """The shipped checkpoints with one byte of one of them changed."""
+    shipped = tmp_path / "checkpoints"
+    shutil.copytree(loading.DATA / "checkpoints", shipped)
+    weights = shipped / "text-classification" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return shipped
+
+
+def test_a_damaged_checkpoint_is_rebuilt_once_and_said_so(damaged, cache, monkeypatch, caplog):
+    trained: list[str] = []
+    fake_training(monkeypatch, trained)
+    folder = loading.checkpoint_directory("text-classification", damaged)
+    assert cache in folder.parents and (folder / "model.safetensors").is_file()
+    assert "is damaged" in caplog.text and "training the checkpoint" in caplog.text
+    assert loading.checkpoint_directory("text-classification", damaged) == folder
+    assert trained == ["text-classification"]
+    assert loading.checkpoint_directory("token-classification", damaged) == damaged / "token-classification"
+
+
+def test_a_corrupt_cache_is_rebuilt_and_said_so(damaged, cache, monkeypatch, caplog):
+    trained: list[str] = []
+    fake_training(monkeypatch, trained)
+    folder = loading.checkpoint_directory("text-classification", damaged)
+    (folder / "config.json").write_text("{")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="cpuinfer_helpers"):
+        assert loading.checkpoint_directory("text-classification", damaged) == folder
+    assert "config.json is damaged" in caplog.text
+    assert trained == ["text-classification"] * 2
+    json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("fault", ["missing file", "missing sums"])
+def test_a_checkpoint_that_is_not_whole_is_not_used(damaged, cache, monkeypatch, fault):
+    trained: list[str] = []
+    fake_training(monkeypatch, trained)
+    target = damaged / ("scores.json" if fault == "missing sums" else "question-answering/config.json")
+    target.unlink()
+    assert cache in loading.checkpoint_directory("question-answering", damaged).parents
+    assert trained == ["question-answering"]
+
+
+def test_an_interrupted_training_leaves_nothing_half_written(damaged, cache, monkeypatch):
+    from cpuinfer_helpers.tasks.offline import train
+
+    def interrupted(name, directory, **options):
+        (Path(directory) / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loading.checkpoint_directory("text-classification", damaged)
+    assert not any((cache / "checkpoints").iterdir())
