@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from cpuinfer_helpers.display import format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks.loading import cache_directory
-from cpuinfer_helpers.timing import Speedup, Timing
+from cpuinfer_helpers.timing import Speedup, Timing, interval_text
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -45,13 +46,13 @@ def check_guess(guess: float, measured: Timing | Speedup | float, unit: str = ""
     _check(guess, "check_guess")
     if isinstance(measured, Timing):
         value, low, high = (1e3 * seconds for seconds in (measured.median, measured.low, measured.high))
-        unit, seen = " ms", f"{value:.3g} ms [{low:.3g}, {high:.3g}]"
+        unit, seen = " ms", f"{format_seconds(measured.median)} {interval_text(measured.low, measured.high)}"
     elif isinstance(measured, Speedup):
         value, low, high = measured.ratio, measured.low, measured.high
         unit, seen = "x", f"{value:.2f}x [{low:.2f}, {high:.2f}]"
     else:
         value, low, high = measured, measured * (1 - _CLOSE), measured * (1 + _CLOSE)
-        seen = f"{value:.3g}{unit}"
+        seen = f"{value:.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
     return f"You guessed {guess:g}{unit}, measured {seen}: {_verdict(guess, value, low, high)}."
 
 

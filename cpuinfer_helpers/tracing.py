@@ -114,7 +114,7 @@ class TracedModel(Displayed):
         """
         if self.module is None:
             with torch.no_grad():
-                return self._model(**inputs)
+                return self._model(**{**self._inputs.constants, **inputs})
         if inputs.keys() != self._names:
             inputs = self._only_tensors(inputs)
         with torch.no_grad():
@@ -186,14 +186,24 @@ class TracedModel(Displayed):
         """
         manifest = read_manifest(directory, _KIND, _FORMAT_VERSION)
         folder = os.fspath(directory)
-        _warn_of_other_versions(manifest, folder)
+        try:
+            _warn_of_other_versions(manifest, folder)
+            loaded = cls._from_manifest(manifest, folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
+        if verify:
+            loaded._run_probe(folder)
+        return loaded
+
+    @classmethod
+    def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
         from safetensors.torch import load_file
 
         probe = load_file(os.path.join(folder, _PROBE_FILE))
         inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
         with graph.jit_deprecations_ignored():
             module = torch.jit.load(os.path.join(folder, MODULE_FILE), map_location="cpu")
-        loaded = cls(
+        return cls(
             module=module,
             model=None,
             inputs=BoundInputs(inputs, manifest["constants"]),
@@ -201,9 +211,6 @@ class TracedModel(Displayed):
             receipt=Receipt.from_dict(manifest["receipt"]),
             probe=probe,
         )
-        if verify:
-            loaded._run_probe(folder)
-        return loaded
 
     def __str__(self) -> str:
         name = self.receipt.requested.get("model", "model")
@@ -344,10 +351,8 @@ class _Job:
     def run(self) -> TracedModel:
         self._refuse_wrong_order()
         self._refuse_random_answers()
-        started = time.perf_counter()
         adapter = _adapter(self.model, self.inputs)
         module = self._trace(adapter)
-        self.seconds = time.perf_counter() - started
         traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec))
         if self.verify:
             self.checks = verify(lambda i: traced(**i), self._reference, _config(self.model), self.inputs.tensors)
@@ -363,6 +368,7 @@ class _Job:
         by_position = {"example_inputs": tuple(self.inputs.tensors.values())}
         arguments = by_position if self.input_style == "tuple" else by_name
         recorded: list[str] = []
+        started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
                 module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
@@ -373,6 +379,7 @@ class _Job:
         except Exception as error:  # tracing runs the model's own Python, which may raise anything
             raise TraceError(f"tracing fails: {first_line(error)}") from error
         finally:
+            self.seconds = time.perf_counter() - started
             self.warnings = tuple(dict.fromkeys(recorded))
         return module
 
@@ -460,9 +467,9 @@ class _Job:
         failed = [check for check in self.checks if check.passed is False]
         if failed:
             check = failed[0]
+            size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
             raise TraceError(
-                f"the trace does not give the model's answers on {check.name!r} ({check.shape}): {check.note}, "
-                f"largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}"
+                f"the trace does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
             )
 
 
@@ -507,10 +514,31 @@ def _eager_answers(model: torch.nn.Module, inputs: BoundInputs) -> dict[str, tor
         raise InputError(f"{type(model).__name__} itself cannot run example_inputs: {first_line(error)}") from error
 
 
+class _Collector(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.name}: {' '.join(record.getMessage().split())}")
+
+
+@contextmanager
+def _transformers_log_collected(messages: list[str]) -> Iterator[None]:
+    """Tracing looks at every attribute of a model, and transformers logs a warning at some of them."""
+    library = logging.getLogger("transformers")
+    handlers, propagate = library.handlers, library.propagate
+    library.handlers, library.propagate = [_Collector(messages)], False
+    try:
+        yield
+    finally:
+        library.handlers, library.propagate = handlers, propagate
+
+
 @contextmanager
 def _record_warnings(messages: list[str]) -> Iterator[None]:
     """Collect every warning for the receipt, which is where they are shown."""
-    with warnings.catch_warnings(record=True) as caught:
+    with _transformers_log_collected(messages), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield

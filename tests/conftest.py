@@ -1,4 +1,4 @@
-"""Shared fixtures: small real models, their inputs and a small tokenizer, the same on every run and without a network."""
+"""Shared fixtures: small real models, their inputs and a small tokenizer, the same on every run, without a network."""
 
 from __future__ import annotations
 

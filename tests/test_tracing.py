@@ -236,6 +236,13 @@ def test_plain_values_are_constants_of_the_trace(bert, bert_inputs):
         traced(**bert_inputs, output_hidden_states=False)
 
 
+def test_a_fallback_keeps_the_plain_values(bert, bert_inputs):
+    swapped = dict(reversed(bert_inputs.items()))
+    answered = cpu.trace_model(bert, {**swapped, "output_hidden_states": True}, input_style="tuple")
+    assert not answered.traced
+    assert len(answered(**bert_inputs).hidden_states) == 3
+
+
 def test_tuple_inputs_in_the_models_order_are_traced(bert, bert_inputs):
     traced = cpu.trace_model(bert, bert_inputs, input_style="tuple")
     assert traced.traced
@@ -341,6 +348,16 @@ def test_a_fallback_cannot_be_saved(tmp_path):
     with pytest.raises(cpu.ArtifactError, match="nothing was traced"):
         answered.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("entry", ["inputs", "output", "receipt", "versions"])
+def test_a_manifest_that_lacks_an_entry_is_named(bert, bert_inputs, tmp_path, entry):
+    folder = cpu.trace_model(bert, bert_inputs, verify=False).save(tmp_path / "saved")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest[entry]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(cpu.ArtifactError, match=entry):
+        cpu.TracedModel.load(folder)
 
 
 def test_saving_over_something_else_is_refused(bert, bert_inputs, tmp_path):

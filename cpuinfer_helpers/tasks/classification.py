@@ -12,7 +12,6 @@ from typing import Any
 
 from cpuinfer_helpers.errors import DataError
 
-
 _TAG = re.compile(r"O|[BI]-\S+")
 
 

@@ -76,7 +76,9 @@ def fetch_model(repository: str, *, fresh: bool = False) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     if hub_unavailable():
-        return Path(snapshot_download(repository, local_files_only=True))
+        # Without patterns, huggingface_hub 2 asks for every file of the repository, wanted or not.
+        wanted = [*_MODEL_FILES, "model.safetensors"]
+        return Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
     names = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).list_repo_files(repository)
     weights = "model.safetensors" if "model.safetensors" in names else "pytorch_model.bin"
     return Path(

@@ -119,12 +119,8 @@ def load_task(name: str) -> Task:
     try:
         return _from_hub(name)
     except Exception as error:  # a hub can fail in any phase, each library with errors of its own
-        if unavailable:
-            reason = unavailable
-            logger.info("%s: offline, because %s", name, reason)
-        else:
-            reason = f"the hub failed half way: {type(error).__name__}: {_first_line(error)}"
-            logger.warning("%s: going offline, because %s", name, reason)
+        reason = _why_offline(unavailable, error)
+        logger.log(logging.INFO if reason == unavailable else logging.WARNING, "%s: offline, because %s", name, reason)
     return _offline(name, reason)
 
 
@@ -237,6 +233,18 @@ def _train_into(directory: Path, name: str) -> None:
         train_checkpoint(name, scratch)
         for path in sorted((Path(scratch) / name).iterdir()):
             path.rename(folder / path.name)
+
+
+def _why_offline(unavailable: str | None, error: Exception) -> str:
+    """The hub is away and nothing was cached: that is expected. Everything else names the error."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    what = f"{type(error).__name__}: {_first_line(error)}"
+    if unavailable is None:
+        return f"the hub failed half way: {what}"
+    if isinstance(error, LocalEntryNotFoundError):
+        return unavailable
+    return f"{unavailable}, and the cached copy cannot be used: {what}"
 
 
 def _first_line(error: BaseException) -> str:

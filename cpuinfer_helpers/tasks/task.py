@@ -229,7 +229,7 @@ class Task(Displayed):
         text = ""
         while True:
             text += " " + _text_of(next(following))
-            if len(text) >= 8 * tokens or self._length_of(text) >= tokens:
+            if self._length_of(text) >= tokens:
                 break
         if isinstance(first, Question) and tokens > 2 * self._length_of(first.question):
             encoded = self.tokenizer(first.question, text, truncation="only_second", max_length=tokens)
@@ -261,7 +261,10 @@ class _Run:
         starts = range(0, len(rows), self.batch_size)
         for start in tqdm(starts, desc="evaluating", unit="batch", leave=False, delay=2.0):
             batch = rows[start : start + self.batch_size]
-            length = self.pad_to or max(len(row["input_ids"]) for row in batch)
+            longest = max(len(row["input_ids"]) for row in batch)
+            length = self.pad_to or longest
+            if length < longest:
+                raise InputError(f"pad_to is {length}, but a row has {longest} tokens; give at least as many")
             with torch.no_grad():
                 yield self.model(**_pad(self.tokenizer, batch, length))
 

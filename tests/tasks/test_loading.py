@@ -115,6 +115,8 @@ def test_bad_requests_are_named(tasks):
     for arguments in ({"batch_size": 0}, {"length": 2}, {"length": 16, "tokens": 17}):
         with pytest.raises(cpu.InputError, match="cannot be made"):
             task.inputs(**arguments)
+    with pytest.raises(cpu.InputError, match="pad_to is 4, but a row has"):
+        task.evaluate(limit=3, pad_to=4)
     with pytest.raises(cpu.InputError, match="score the same ones"):
         task.evaluate(limit=3).agreement(task.evaluate(limit=4))
 

@@ -1,0 +1,1 @@
+"""Tasks that need no network: generated data, and small models trained on it from scratch by a seeded script."""
