@@ -120,8 +120,14 @@ def load_task(name: str) -> Task:
         return _from_hub(name)
     except Exception as error:  # a hub can fail in any phase, each library with errors of its own
         reason = _why_offline(unavailable, error)
-        logger.log(logging.INFO if reason == unavailable else logging.WARNING, "%s: offline, because %s", name, reason)
+        level = logging.INFO if reason == unavailable else logging.WARNING
+        logger.log(level, "%s: going offline, because %s", name, reason)
     return _offline(name, reason)
+
+
+def read_examples(name: str, part: str) -> Sequence[Example]:
+    """The examples of a shipped data file: ``train``, ``heldout`` or ``prose`` of a task."""
+    return _SOURCES[name].read_file(DATA / f"{name}-{part}.json")
 
 
 def cache_directory() -> Path:
@@ -189,7 +195,7 @@ def _offline(name: str, reason: str) -> Task:
     folder = checkpoint_directory(name)
     trained = getattr(transformers, source.auto_class).from_pretrained(folder).float().eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    datasets = {part: source.read_file(DATA / f"{name}-{part}.json") for part in ("heldout", "prose")}
+    datasets = {part: read_examples(name, part) for part in ("heldout", "prose")}
     origin = (
         "offline: BERT-base geometry with fixed random weights for timing, a small trained checkpoint for accuracy "
         f"({reason})"

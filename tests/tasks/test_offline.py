@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks.offline import question_answering, scoring, train, training, vocabulary, words, write_data
+from cpuinfer_helpers.tasks.offline import question_answering, train, training, vocabulary, words, write_data
 
 DATA = vocabulary.DATA
 CHECKPOINTS = DATA / "checkpoints"
@@ -27,8 +27,14 @@ MODELS = {"question-answering": transformers.AutoModelForQuestionAnswering,
 TARGETS = {"question-answering": 70.0, "text-classification": 90.0, "token-classification": 90.0}
 
 
+def read_data(task: str, split: str) -> Any:
+    return json.loads((DATA / f"{task}-{split}.json").read_text(encoding="utf-8"))
+
+
 def squad_file(split: str) -> list[dict[str, Any]]:
-    return scoring.squad_entries(train.read_data("question-answering", split))
+    articles = read_data("question-answering", split)["data"]
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    return [{"context": paragraph["context"], **entry} for paragraph in paragraphs for entry in paragraph["qas"]]
 
 
 def shipped_scores() -> dict[str, Any]:
@@ -67,7 +73,7 @@ def test_question_ids_are_unique_over_all_files() -> None:
     ("token-classification", "prose", 40),
 ])
 def test_files_are_large_enough_and_hold_no_example_twice(task: str, split: str, least: int) -> None:
-    data = squad_file(split) if task == "question-answering" else train.read_data(task, split)
+    data = squad_file(split) if task == "question-answering" else read_data(task, split)
     keys = [json.dumps([example.get(name) for name in ("context", "question", "text", "tokens")]) for example in data]
     assert len(keys) >= least
     assert len(set(keys)) == len(keys)
@@ -82,9 +88,9 @@ def test_prose_has_long_and_short_paragraphs() -> None:
 
 @pytest.mark.parametrize("split", ["train", "heldout", "prose"])
 def test_labels_are_balanced_and_tags_well_formed(split: str) -> None:
-    labels = [example["label"] for example in train.read_data("text-classification", split)]
+    labels = [example["label"] for example in read_data("text-classification", split)]
     assert abs(labels.count("positive") - labels.count("negative")) <= 0.1 * len(labels)
-    for example in train.read_data("token-classification", split):
+    for example in read_data("token-classification", split):
         assert len(example["tokens"]) == len(example["tags"])
         for previous, tag in zip(["O", *example["tags"]], example["tags"], strict=False):
             assert not tag.startswith("I-") or previous[2:] == tag[2:], example
@@ -96,7 +102,7 @@ def heldout_entities() -> set[str]:
     shared |= set("bank of council ministry radio university museum academy new port upper east fort saint lake mount"
                   " cape and united city motors airways steel rovers".split())
     found = {name.lower() for name in words.every_name("heldout")}
-    for example in train.read_data("token-classification", "heldout"):
+    for example in read_data("token-classification", "heldout"):
         found.update(token.lower() for token, tag in zip(example["tokens"], example["tags"], strict=True) if tag != "O")
     return {name for name in found - shared if not re.fullmatch(r".\.", name)}
 
@@ -219,21 +225,3 @@ def test_an_interrupted_rebuild_leaves_the_old_checkpoint(tmp_path: Path, monkey
 def test_unknown_task_is_named() -> None:
     with pytest.raises(InputError, match=r"'summarisation'.*question-answering"):
         train.train_checkpoint("summarisation", "unused")
-
-
-@pytest.mark.parametrize(("prediction", "answer", "f1"), [
-    ("the Canal, du Midi", "Canal du Midi", 1.0),
-    ("1881 in May", "1881", 0.5),
-    ("", "water", 0.0),
-    ("sand", "salt", 0.0),
-])
-def test_answer_f1_follows_squad(prediction: str, answer: str, f1: float) -> None:
-    assert scoring.answer_f1(prediction, answer) == pytest.approx(f1)
-
-
-def test_entity_f1_counts_whole_entities() -> None:
-    expected = [["B-PER", "I-PER", "O", "B-LOC"]]
-    assert scoring.entity_f1(expected, expected) == 100
-    # one of two right on each side
-    assert scoring.entity_f1([["B-PER", "O", "O", "B-LOC"]], expected) == pytest.approx(50)
-    assert scoring.entities(["I-PER", "B-PER", "I-ORG"]) == {("PER", 0, 0), ("PER", 1, 1), ("ORG", 2, 2)}

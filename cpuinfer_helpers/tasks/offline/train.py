@@ -12,16 +12,21 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import TYPE_CHECKING
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks.offline import scoring, vocabulary
+from cpuinfer_helpers.tasks.classification import entity_f1
+from cpuinfer_helpers.tasks.loading import read_examples
+from cpuinfer_helpers.tasks.offline import vocabulary
 from cpuinfer_helpers.tasks.offline.training import SETTINGS, train
 from cpuinfer_helpers.tasks.offline.write_data import write_file
+from cpuinfer_helpers.tasks.question_answering import score_answers
+from cpuinfer_helpers.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +36,7 @@ TASK_NAMES = tuple(SETTINGS)
 
 SEED = 1
 SPLITS = ("heldout", "prose")
-METRIC = {"question-answering": "SQuAD F1", "text-classification": "accuracy", "token-classification": "entity F1"}
+METRIC = {"question-answering": "f1", "text-classification": "accuracy", "token-classification": "f1"}
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,8 @@ class Scores:
                 f"(chance {self.chance:.1f}), trained in {self.training_seconds:.0f} s")
 
 
-def read_data(task_name: str, split: str) -> Any:
-    """The content of one of the package's data files."""
-    return json.loads((vocabulary.DATA / f"{task_name}-{split}.json").read_text(encoding="utf-8"))
-
-
 def score_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task_name: str, split: str) -> dict[str, float]:
-    """Score a model on one data file.
+    """Score a model on one data file, as `Task.evaluate` does.
 
     Parameters
     ----------
@@ -100,20 +100,12 @@ def score_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     Returns
     -------
     dict
-        ``"score"`` in percent (the metric named in `METRIC`), ``"examples"``, and for question answering
-        ``"exact_match"``.
+        ``"score"`` in percent (the metric named in `METRIC`), ``"examples"``, and the task's other metrics.
     """
-    data = read_data(task_name, split)
-    if task_name == "question-answering":
-        entries = scoring.squad_entries(data)
-        answers = [[answer["text"] for answer in entry["answers"]] for entry in entries]
-        found = scoring.squad_scores(scoring.answer_questions(model, tokenizer, entries), answers)
-        return {"score": found["f1"], "exact_match": found["exact_match"], "examples": len(entries)}
-    if task_name == "text-classification":
-        labels = scoring.classify_texts(model, tokenizer, [example["text"] for example in data])
-        return {"score": scoring.accuracy(labels, [example["label"] for example in data]), "examples": len(data)}
-    tags = scoring.tag_sentences(model, tokenizer, [example["tokens"] for example in data])
-    return {"score": scoring.entity_f1(tags, [example["tags"] for example in data]), "examples": len(data)}
+    task = Task(task_name, model, model, tokenizer, {split: read_examples(task_name, split)}, "offline")
+    found = task.evaluate()
+    metrics = dict(found.metrics)
+    return {"score": metrics.pop(METRIC[task_name]), "examples": found.examples, **metrics}
 
 
 def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: int = SEED) -> Scores:
@@ -197,27 +189,24 @@ def _replaced_folder(target: Path) -> Iterator[Path]:
 def chance_score(task_name: str, split: str) -> float:
     """What guessing scores on a file, in percent.
 
-    For question answering: a random word of the context, the mean over all words and questions. For text
-    classification: the share of the most frequent label. For token classification: every capitalised word taken for
-    a person, words in a row for one.
+    For question answering: a random word of the context, ten times for each question. For text classification: the
+    share of the most frequent label. For token classification: every capitalised word taken for a person, words in a
+    row for one.
     """
-    data = read_data(task_name, split)
+    examples = read_examples(task_name, split)
     if task_name == "question-answering":
-        means = []
-        for entry in scoring.squad_entries(data):
-            context = entry["context"].split()
-            means.append(sum(max(scoring.answer_f1(word, answer["text"]) for answer in entry["answers"])
-                             for word in context) / len(context))
-        return 100 * sum(means) / len(means)
+        rng = Random(SEED)
+        asked = [replace(question, id=f"{question.id} {i}") for question in examples for i in range(10)]
+        return score_answers(asked, [rng.choice(question.context.split()) for question in asked])["f1"]
     if task_name == "text-classification":
-        labels = [example["label"] for example in data]
+        labels = [example.label for example in examples]
         return 100 * max(labels.count(label) for label in set(labels)) / len(labels)
-    guesses = []
-    for example in data:
-        capital = [token[0].isupper() for token in example["tokens"]]
-        guesses.append([("I-PER" if index and capital[index - 1] else "B-PER") if big else "O"
-                        for index, big in enumerate(capital)])
-    return scoring.entity_f1(guesses, [example["tags"] for example in data])
+    return entity_f1([example.tags for example in examples], [_capitals(example.words) for example in examples])["f1"]
+
+
+def _capitals(words: Sequence[str]) -> list[str]:
+    capital = [word[0].isupper() for word in words]
+    return [("I-PER" if index and capital[index - 1] else "B-PER") if big else "O" for index, big in enumerate(capital)]
 
 
 def main(arguments: list[str] | None = None) -> int:
