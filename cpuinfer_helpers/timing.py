@@ -59,13 +59,16 @@ class Speedup(Displayed):
         return "slower" if self.high < 1.0 else "no difference seen"
 
     def __str__(self) -> str:
-        how = "interleaved" if self.paired else "measured one after the other"
-        return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]: {self.verdict} ({how})"
+        return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]: {self.verdict} ({self._how})"
+
+    @property
+    def _how(self) -> str:
+        return "interleaved" if self.paired else "measured one after the other"
 
     def table(self) -> Table:
         """The ratio with its interval in one row."""
-        row = (f"{self.ratio:.2f}x", f"[{self.low:.2f}, {self.high:.2f}]", self.verdict)
-        return Table(columns=("speed-up", "95% interval", "verdict"), rows=(row,))
+        row = (f"{self.ratio:.2f}x", f"[{self.low:.2f}, {self.high:.2f}]", self.verdict, self._how)
+        return Table(columns=("speed-up", "95% interval", "verdict", "measured"), rows=(row,))
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,12 +199,10 @@ class Timings(Displayed, Mapping[str, Timing]):
         return self[name].is_faster_than(next(iter(self.timings.values())))
 
     def table(self) -> Table:
-        """A row each: median, interval, speed-up with interval, percentage of the roofline, first call."""
-        columns = ["measured", "median", "95% interval", "speed-up", "its interval", "calls", "first call"]
-        if self.roofline is not None and self.flops is not None:
-            columns.insert(5, "of roofline")
-        rows = tuple(self._row(name) for name in self)
-        return Table(columns=tuple(columns), rows=rows, numeric=("median", "speed-up", "of roofline", "calls"))
+        """A row each: median, interval, speed-up where there is a reference, percentage of the roofline."""
+        rows = [self._row(name) for name in self]
+        numeric = ("median", "speed-up", "of roofline", "calls")
+        return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), numeric=numeric)
 
     def plot(self) -> Any:
         """Bars of the medians, in milliseconds, with their intervals."""
@@ -209,21 +210,20 @@ class Timings(Displayed, Mapping[str, Timing]):
         values, lows, highs = zip(*milliseconds, strict=True)
         return bar_chart(list(self), values, lows, highs, unit="milliseconds (median, 95% interval)")
 
-    def _row(self, name: str) -> tuple[str, ...]:
-        timing, speedup = self[name], self.speedup(name)
-        cells = [
-            name,
-            format_seconds(timing.median),
-            interval_text(timing.low, timing.high),
-            f"{speedup.ratio:.2f}x",
-            f"[{speedup.low:.2f}, {speedup.high:.2f}]",
-            str(timing.calls),
-            format_seconds(timing.first_call),
-        ]
+    def _row(self, name: str) -> dict[str, str]:
+        timing = self[name]
+        row = {
+            "measured": name,
+            "median": format_seconds(timing.median),
+            "95% interval": interval_text(timing.low, timing.high),
+        }
+        if len(self) > 1:
+            speedup = self.speedup(name)
+            row |= {"speed-up": f"{speedup.ratio:.2f}x", "its interval": f"[{speedup.low:.2f}, {speedup.high:.2f}]"}
         if self.roofline is not None and self.flops is not None:
-            precision = self.precisions.get(name, "fp32")
-            cells.insert(5, f"{self.roofline.percent(timing, self.flops, precision):.0f}%")
-        return tuple(cells)
+            percent = self.roofline.percent(timing, self.flops, self.precisions.get(name, "fp32"))
+            row["of roofline"] = f"{percent:.0f}%"
+        return row | {"calls": str(timing.calls), "first call": format_seconds(timing.first_call)}
 
 
 def measure(
