@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 # The libraries read it when they are imported. The tests of the hub start child processes with a hub of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor does it matter what is in the cache of whoever runs the tests.
+os.environ["HF_HUB_CACHE"] = os.path.join(tempfile.gettempdir(), "no hub cache for tests")
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
