@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
+from cpuinfer_helpers.tasks.files import read_json
 
 _TAG = re.compile(r"O|[BI]-\S+")
 
@@ -126,13 +125,7 @@ def _is_text(value: object) -> bool:
 
 
 def _read_records(path: str | os.PathLike[str], keys: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:
-    source = Path(path)
-    try:
-        records = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{source} is not valid JSON: {error}") from error
+    source, records = os.fspath(path), read_json(path)
     if not isinstance(records, list) or not records:
         raise DataError(f"{source} is not a list of records, or an empty one")
     for number, record in enumerate(records):

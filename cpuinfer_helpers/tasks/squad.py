@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
+from cpuinfer_helpers.tasks.files import read_json
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,7 @@ def read_squad(path: str | os.PathLike[str]) -> list[Question]:
         If the file cannot be read, is not of this format, holds no question, repeats an id, or an answer does not
         stand at its ``answer_start``. The message names the record.
     """
-    source = Path(path)
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{source} is not valid JSON: {error}") from error
-    return parse_squad(content, str(source))
+    return parse_squad(read_json(path), str(path))
 
 
 def parse_squad(content: Any, source: str = "the data") -> list[Question]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -224,11 +225,10 @@ class Task(Displayed):
 
     def _row_of(self, row: int, tokens: int) -> dict[str, list[int]]:
         """One row of exactly so many tokens: texts of the data one after the other, cut off."""
-        first = self.dataset[row % len(self.dataset)]
-        following = (self.dataset[(row + i) % len(self.dataset)] for i in range(10 * tokens))
-        text = ""
-        while True:
-            text += " " + _text_of(next(following))
+        start = row % len(self.dataset)
+        first, text = self.dataset[start], ""
+        for example in itertools.islice(itertools.cycle(self.dataset), start, None):
+            text += " " + _text_of(example)
             if self._length_of(text) >= tokens:
                 break
         if isinstance(first, Question) and tokens > 2 * self._length_of(first.question):
