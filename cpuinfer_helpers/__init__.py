@@ -23,6 +23,7 @@ from cpuinfer_helpers.timing import (
     measure,
     measure_interleaved,
     roofline,
+    seconds_of,
 )
 from cpuinfer_helpers.tracing import TracedModel, trace_model
 
@@ -50,6 +51,7 @@ __all__ = [
     "measure",
     "measure_interleaved",
     "roofline",
+    "seconds_of",
     "threads",
     "trace_model",
 ]

@@ -313,7 +313,7 @@ def measure_interleaved(
     with _garbage_collection_paused():
         for round_number in range(max_calls):
             for name in _rotated(list(functions), round_number):
-                samples[name].append(_seconds(functions[name]))
+                samples[name].append(seconds_of(functions[name]))
             if round_number + 1 < _MIN_CALLS:
                 continue
             if _all_tight(samples.values(), relative_width, round_number + 1):
@@ -585,9 +585,9 @@ class _WarmUp:
 def _warm_up(function: Callable[[], object], budget_s: float) -> _WarmUp:
     """Call until a window of calls is no longer faster than the window before it, or the budget ends."""
     deadline = time.perf_counter() + budget_s
-    seconds = [_seconds(function)]
+    seconds = [seconds_of(function)]
     while True:
-        seconds.append(_seconds(function))
+        seconds.append(seconds_of(function))
         recent, earlier = seconds[-_STEADY_WINDOW:], seconds[-2 * _STEADY_WINDOW : -_STEADY_WINDOW]
         if len(earlier) == _STEADY_WINDOW and not _is_faster(recent, earlier):
             return _WarmUp(seconds[0], len(seconds), steady=True)
@@ -599,7 +599,8 @@ def _is_faster(recent: Sequence[float], earlier: Sequence[float]) -> bool:
     return statistics.median(recent) < (1.0 - _STEADY_GAIN) * statistics.median(earlier)
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Wall-clock seconds of a single call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

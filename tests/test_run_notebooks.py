@@ -52,6 +52,19 @@ def test_results_are_collected_and_the_page_is_written(folders):
     assert not list(build.glob("*.part"))
 
 
+def test_a_result_without_a_title_takes_the_heading_above_it():
+    new = nbformat.v4
+    shown = new.new_output(
+        "display_data", {run_notebooks.RESULT_MIME_TYPE: {"kind": "Timing", "title": "", "columns": [], "rows": []}}
+    )
+    cells = [
+        new.new_markdown_cell("# One\n\ntext\n\n## Two"),
+        new.new_markdown_cell("text"),
+        new.new_code_cell("", outputs=[shown]),
+    ]
+    assert [result.title for result in run_notebooks.results_of(new.new_notebook(cells=cells))] == ["Two"]
+
+
 def test_a_failing_cell_is_named_and_what_came_before_is_kept(folders):
     notebooks, build = folders
     run = run_notebooks.run_one(store(notebooks, "01-b", SHOW, "1 / 0", "print('never')"), build)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"  # cpuinfer_helpers.display gives every result this form
 CELL_SECONDS = 1800
 PACKAGES = ("torch", "intel-extension-for-pytorch", "transformers", "numpy", "cpuinfer-helpers")
+HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*$", re.MULTILINE)
 NUMBER = re.compile(r"^[-+±<>~]*\d[\d.,]*\s*\S{0,8}$")
 
 
@@ -114,11 +115,16 @@ def execute(notebook: NotebookNode, folder: Path, cell_seconds: int) -> tuple[in
 
 
 def results_of(notebook: NotebookNode) -> Iterator[Result]:
+    """Every result, under its own title or the heading that it stands under."""
+    heading = ""
     for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            heading = (HEADING.findall(cell.source) or [heading])[-1]
         for output in cell.get("outputs", []):
             shown = output.get("data", {}).get(RESULT_MIME_TYPE)
             if shown is not None:
-                yield Result(number, shown["kind"], shown["title"], shown["columns"], shown["rows"])
+                title = shown["title"] or heading
+                yield Result(number, shown["kind"], title, shown["columns"], shown["rows"])
 
 
 def run_one(path: Path, build: Path, cell_seconds: int = CELL_SECONDS) -> Run:
