@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from cpuinfer_helpers.verification import (
-    CALLS_PER_CHECK,
     largest_error,
     tolerance_for,
     variations,
@@ -63,18 +62,19 @@ def test_swapped_arguments_are_caught(bert, bert_inputs):
     assert checks[-1].passed is False
 
 
-def test_an_error_on_a_later_call_is_caught(bert, bert_inputs):
+def test_an_error_on_the_third_call_is_caught(bert, bert_inputs):
+    """Optimised plans appear after two to three calls."""
     calls = []
 
     def fails_late(inputs):
         calls.append(1)
         output = bert(**inputs)
-        if len(calls) % CALLS_PER_CHECK == 0:
+        if len(calls) % 3 == 0:
             output["start_logits"] = output["start_logits"] + 1.0
         return output
 
     checks = verify(fails_late, lambda inputs: bert(**inputs), bert.config, bert_inputs)
-    assert checks[-1].passed is False and f"call {CALLS_PER_CHECK}" in checks[-1].note
+    assert checks[-1].passed is False and "call 3" in checks[-1].note
 
 
 def test_a_crash_is_a_failed_check_and_a_refusal_of_the_model_is_not(bert, bert_inputs):
