@@ -392,7 +392,7 @@ class _Job:
         return Receipt(
             requested=self.requested,
             script_module=module is not None,
-            frozen=self.freeze and module is not None,
+            frozen=self.freeze and module is not None and not any(True for _ in module.parameters()),
             **self._observed(module),
             attention_implementation=getattr(_config(self.model), "_attn_implementation", None),
             isa=detect_isa(),

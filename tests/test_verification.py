@@ -107,6 +107,11 @@ def test_the_tolerance_separates_rounding_from_another_answer(dtype, factor, sam
     assert (largest_error(expected, seen) <= tolerance_for(expected)) is same
 
 
+def test_an_answer_without_any_of_the_models_outputs_is_no_answer(bert, bert_inputs):
+    checks = verify(lambda i: {"other": i["input_ids"]}, lambda i: bert(**i), bert.config, bert_inputs)
+    assert checks[0].passed is False and "nothing to compare" in checks[0].note
+
+
 def test_integers_must_be_equal_and_nan_only_equals_nan():
     assert tolerance_for(torch.tensor([1, 2])) == 0.0
     nan = torch.tensor([float("nan"), 1.0])
