@@ -52,7 +52,7 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
-        _move_into_place(temporary, target)
+        move_into_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -138,7 +138,18 @@ def _check_replaceable(target: Path, kind: str) -> None:
         raise ArtifactError(f"{target / name} is not part of what was saved there; give a new folder")
 
 
-def _move_into_place(temporary: Path, target: Path) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename, so that nothing half-written is left."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Give a finished folder its name; an older one of that name is removed, or put back if the renaming fails."""
     if not target.exists():
         temporary.rename(target)
         return

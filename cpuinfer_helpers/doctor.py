@@ -223,14 +223,12 @@ def _kernel(report: MachineReport) -> Finding:
         return Finding(WARN, "Jupyter kernel", "ipykernel or jupyter_client is not installed", advice)
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+    advice = f"{sys.executable} -m ipykernel install --sys-prefix"
     try:
         arguments = KernelSpecManager().get_kernel_spec("python3").argv
     except NoSuchKernel:
-        return Finding(
-            FAIL, "Jupyter kernel", "python3 is not installed", f"{sys.executable} -m ipykernel install --sys-prefix"
-        )
+        return Finding(FAIL, "Jupyter kernel", "python3 is not installed", advice)
     if not same_python(arguments[0]):
-        advice = f"{sys.executable} -m ipykernel install --sys-prefix"
         return Finding(FAIL, "Jupyter kernel", f"python3 starts {arguments[0]}, not {sys.executable}", advice)
     return Finding(OK, "Jupyter kernel", f"python3, ipykernel {metadata.version('ipykernel')}")
 

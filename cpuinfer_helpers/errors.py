@@ -25,3 +25,12 @@ class ArtifactError(CpuInferError, RuntimeError):
 
 class BuildError(CpuInferError, RuntimeError):
     """A C++ program could not be compiled or did not run."""
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first telling line of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # TorchScript puts the operator's own message last, behind the traceback of its interpreter.
+    own = [line for line in lines if line.startswith(("RuntimeError:", "IndexError:", "ValueError:"))]
+    text = own[-1] if own else (lines[0] if lines else "no message")
+    return text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"

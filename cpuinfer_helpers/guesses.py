@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.display import format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks.loading import cache_directory
@@ -81,12 +80,7 @@ def keep_guesses(guesses: Mapping[str, float], path: Path | None = None) -> Path
     target = path or cache_directory() / "guesses.json"
     together = {**kept_guesses(target), **guesses}
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        unfinished.write_text(json.dumps(together, indent=1), encoding="utf-8")
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(target, json.dumps(together, indent=1))
     return target
 
 

@@ -18,14 +18,13 @@ import torch
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.artifacts import MODULE_FILE, new_artifact, read_manifest
 from cpuinfer_helpers.display import Displayed, Table
-from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError
+from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder, take_apart
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
 from cpuinfer_helpers.verification import (
     CALLS_PER_CHECK,
-    first_line,
     largest_error,
     run_seeded,
     tolerance_for,
@@ -558,7 +557,8 @@ def _warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:
                 saved or "not installed",
                 here.get(name, "none"),
             )
-    missing = [name for name in manifest["isa"] if name not in detect_isa()]
+    isa = detect_isa()
+    missing = [name for name in manifest["isa"] if name not in isa]
     if missing:
         logger.warning("%s was saved on a CPU with %s, which this one lacks", folder, ", ".join(missing))
 

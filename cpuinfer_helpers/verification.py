@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.receipts import Check
 
@@ -191,15 +192,6 @@ def run_seeded(function: Answer, inputs: Tensors, seed: int = 0) -> dict[str, to
 def shape_text(inputs: Tensors) -> str:
     """Shape of the first input, such as ``3 x 96``."""
     return " x ".join(map(str, next(iter(inputs.values())).shape))
-
-
-def first_line(error: BaseException) -> str:
-    """Kind and first telling line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # TorchScript puts the operator's own message last, behind the traceback of its interpreter.
-    own = [line for line in lines if line.startswith(("RuntimeError:", "IndexError:", "ValueError:"))]
-    text = own[-1] if own else (lines[0] if lines else "no message")
-    return text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"
 
 
 def _valid_part(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

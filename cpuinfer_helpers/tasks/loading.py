@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest, sha256
-from cpuinfer_helpers.errors import ArtifactError, InputError
+from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
 from cpuinfer_helpers.tasks.squad import parse_squad, read_squad
@@ -245,13 +245,9 @@ def _why_offline(unavailable: str | None, error: Exception) -> str:
     """The hub is away and nothing was cached: that is expected. Everything else names the error."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    what = f"{type(error).__name__}: {_first_line(error)}"
+    what = first_line(error)
     if unavailable is None:
         return f"the hub failed half way: {what}"
     if isinstance(error, LocalEntryNotFoundError):
         return unavailable
     return f"{unavailable}, and the cached copy cannot be used: {what}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -19,12 +18,12 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from cpuinfer_helpers.artifacts import move_into_place, sha256, write_text
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks.classification import entity_f1
 from cpuinfer_helpers.tasks.loading import read_examples
 from cpuinfer_helpers.tasks.offline import vocabulary
 from cpuinfer_helpers.tasks.offline.training import SETTINGS, train
-from cpuinfer_helpers.tasks.offline.write_data import write_file
 from cpuinfer_helpers.tasks.question_answering import score_answers
 from cpuinfer_helpers.tasks.task import Task
 
@@ -143,7 +142,7 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
     output.mkdir(parents=True, exist_ok=True)
     with _replaced_folder(output / task_name) as folder:
         save(model, task_name, folder)
-        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         saved = type(model).from_pretrained(folder, torch_dtype=torch.float32).eval()
         found = {split: score_model(saved, vocabulary.make_tokenizer(task_name), task_name, split) for split in SPLITS}
     details = {f"{split} {name}": round(value, 2) for split, scores in found.items() for name, value in scores.items()
@@ -178,12 +177,10 @@ def save(model: PreTrainedModel, task_name: str, folder: Path) -> None:
 def _replaced_folder(target: Path) -> Iterator[Path]:
     """A new folder to fill that takes the target's place at the end; after an error the target is as before."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new = Path(temporary, "new")
         new.mkdir()
         yield new
-        if target.exists():
-            os.rename(target, old)
-        os.rename(new, target)
+        move_into_place(new, target)
 
 
 def chance_score(task_name: str, split: str) -> float:
@@ -221,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.exists() else {}
     for task_name in (options.task,) if options.task else TASK_NAMES:
         scores[task_name] = asdict(train_checkpoint(task_name, options.output, options.seed))
-        write_file(scores_file, json.dumps(scores, indent=1) + "\n")
+        write_text(scores_file, json.dumps(scores, indent=1) + "\n")
     return 0
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
 
+from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.tasks.offline import question_answering, text_classification, token_classification, vocabulary
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -31,16 +31,6 @@ def _as_json(content: object) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write text under a temporary name, then rename, so that nothing half-written is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.vocabulary:
         files["vocab.txt"] = "\n".join(vocabulary.train_vocabulary()) + "\n"
     for name, text in files.items():
-        write_file(options.output / name, text)
+        write_text(options.output / name, text)
         logger.info("wrote %s (%d bytes)", options.output / name, len(text.encode()))
     return 0
 
