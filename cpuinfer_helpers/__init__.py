@@ -9,10 +9,12 @@ from cpuinfer_helpers.errors import (
     CpuInferError,
     DataError,
     InputError,
+    RecipeError,
     TraceError,
 )
 from cpuinfer_helpers.machine import MachineReport, machine_report, threads
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.tasks import Score, Task, load_task
 from cpuinfer_helpers.timing import (
     Roofline,
@@ -36,7 +38,11 @@ __all__ = [
     "DataError",
     "InputError",
     "MachineReport",
+    "PreparedModel",
     "Receipt",
+    "Recipe",
+    "RecipeError",
+    "RecipeList",
     "Roofline",
     "Score",
     "Speedup",
@@ -46,10 +52,13 @@ __all__ = [
     "TraceError",
     "TracedModel",
     "count_flops",
+    "get_recipe",
+    "list_recipes",
     "load_task",
     "machine_report",
     "measure",
     "measure_interleaved",
+    "prepare",
     "roofline",
     "seconds_of",
     "threads",

@@ -19,6 +19,10 @@ class TraceError(CpuInferError, RuntimeError):
     """A model could not be traced, or its trace gave other answers than the model."""
 
 
+class RecipeError(CpuInferError, RuntimeError):
+    """A recipe cannot run here, could not prepare a model, or gave other answers than the model."""
+
+
 class ArtifactError(CpuInferError, RuntimeError):
     """Something saved earlier is missing, damaged or of another kind than expected."""
 

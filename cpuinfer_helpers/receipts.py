@@ -69,6 +69,10 @@ class Receipt(Displayed):
         Time for preparation, verification not included.
     reason
         Why the request was not carried out; None if it was.
+    runs
+        What answers, where it is no plain ScriptModule: ``OpenVINO compiled model`` ...
+    evidence
+        What was seen to run, as texts by name: executed precisions, counts of kernels ...
     """
 
     requested: Mapping[str, Any]
@@ -86,6 +90,8 @@ class Receipt(Displayed):
     warnings: tuple[str, ...] = ()
     prepare_seconds: float = 0.0
     reason: str | None = None
+    runs: str = ""
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verified(self) -> bool:
@@ -120,6 +126,7 @@ class Receipt(Displayed):
                 ("weights", _pairs(self.weight_dtypes)),
                 ("linear layers ran in", _pairs(self.linear_dtypes)),
             ]
+        rows += [(name, text) for name, text in self.evidence.items()]
         rows += [
             ("attention", self.attention_implementation or "not configurable"),
             ("left out", ", ".join(self.outputs_left_out) or "nothing"),
@@ -147,6 +154,8 @@ class Receipt(Displayed):
         return Table(columns=columns, rows=rows, numeric=("largest error", "tolerance"))
 
     def _runs_text(self) -> str:
+        if self.runs:
+            return self.runs
         if self.script_module:
             return "ScriptModule, " + ("frozen" if self.frozen else "not frozen")
         return f"the eager model, because {self.reason}" if self.reason else "the eager model"

@@ -30,6 +30,31 @@ class BoundInputs:
     tensors: dict[str, torch.Tensor]
     constants: dict[str, Any]
 
+    def only_tensors(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The tensors of a call, without entries that are None and constants of the same value.
+
+        Raises
+        ------
+        InputError
+            If a tensor is missing, is unknown, or a constant has another value.
+        """
+        tensors = {name: value for name, value in given.items() if value is not None and name not in self.constants}
+        for name, value in self.constants.items():
+            if name in given and given[name] != value:
+                raise InputError(
+                    f"{name} was traced as {value!r} and is a constant now, not {given[name]!r}; trace again with it"
+                )
+        missing = [name for name in self.tensors if name not in tensors]
+        if missing:
+            raise InputError(f"{missing[0]!r} is missing: this trace takes {', '.join(self.tensors)}")
+        unknown = [name for name in tensors if name not in self.tensors]
+        if unknown:
+            raise InputError(
+                f"{unknown[0]!r} was not among the inputs when this was traced ({', '.join(self.tensors)}); "
+                "leave it out, or trace again with it"
+            )
+        return tensors
+
 
 def check_model(model: object) -> torch.nn.Module:
     """Return the model if it is an eager module in evaluation mode.

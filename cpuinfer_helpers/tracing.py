@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import time
@@ -16,11 +15,12 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers import graph
+from cpuinfer_helpers.adapter import NamedInputs, eager_answers, named_inputs
 from cpuinfer_helpers.artifacts import MODULE_FILE, new_artifact, read_manifest
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
-from cpuinfer_helpers.outputs import OutputSpec, builder, take_apart
+from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
 from cpuinfer_helpers.verification import (
@@ -115,7 +115,7 @@ class TracedModel(Displayed):
             with torch.no_grad():
                 return self._model(**{**self._inputs.constants, **inputs})
         if inputs.keys() != self._names:
-            inputs = self._only_tensors(inputs)
+            inputs = self._inputs.only_tensors(inputs)
         with torch.no_grad():
             if self._positional:
                 return self._build(self.module(*(inputs[name] for name in self._names)))
@@ -223,25 +223,6 @@ class TracedModel(Displayed):
         """The receipt's table."""
         return self.receipt.table()
 
-    def _only_tensors(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        constants = self._inputs.constants
-        tensors = {name: value for name, value in inputs.items() if value is not None and name not in constants}
-        for name, value in constants.items():
-            if name in inputs and inputs[name] != value:
-                raise InputError(
-                    f"{name} was traced as {value!r} and is a constant now, not {inputs[name]!r}; trace again with it"
-                )
-        missing = [name for name in self._names if name not in tensors]
-        if missing:
-            raise InputError(f"{missing[0]!r} is missing: this trace takes {', '.join(self._names)}")
-        unknown = [name for name in tensors if name not in self._names]
-        if unknown:
-            raise InputError(
-                f"{unknown[0]!r} was not among the inputs when this was traced ({', '.join(self._names)}); "
-                "leave it out, or trace again with it"
-            )
-        return tensors
-
     def _run_probe(self, folder: str) -> None:
         expected = {name.removeprefix("output."): t for name, t in self._probe.items() if name.startswith("output.")}
         for call in range(1, CALLS_PER_CHECK + 1):
@@ -311,7 +292,7 @@ def trace_model(
     _check_choice("on_failure", on_failure, _ON_FAILURE)
     check_model(model)
     inputs = bind_inputs(model, example_inputs)
-    expected = _eager_answers(model, inputs)
+    expected = eager_answers(model, inputs)
     job = _Job(model, inputs, input_style, freeze, verify, expected)
     try:
         return job.run()
@@ -350,7 +331,7 @@ class _Job:
     def run(self) -> TracedModel:
         self._refuse_wrong_order()
         self._refuse_random_answers()
-        adapter = _adapter(self.model, self.inputs)
+        adapter = named_inputs(self.model, self.inputs)
         module = self._trace(adapter)
         traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec))
         if self.verify:
@@ -362,7 +343,7 @@ class _Job:
     def fallback(self, reason: str) -> TracedModel:
         return self._result(None, None, self._receipt(None, None, reason))
 
-    def _trace(self, adapter: _Adapter) -> torch.jit.ScriptModule:
+    def _trace(self, adapter: NamedInputs) -> torch.jit.ScriptModule:
         by_name = {"example_kwarg_inputs": self.inputs.tensors}
         by_position = {"example_inputs": tuple(self.inputs.tensors.values())}
         arguments = by_position if self.input_style == "tuple" else by_name
@@ -470,47 +451,6 @@ class _Job:
             raise TraceError(
                 f"the trace does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
             )
-
-
-class _Adapter(torch.nn.Module):
-    """Gives a model named tensor inputs and a flat dictionary of tensors as output, which is what a trace can hold."""
-
-    def __init__(self, model: torch.nn.Module, constants: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.constants = dict(constants)
-        self.spec: OutputSpec | None = None
-
-    def run_model(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        named, self.spec = take_apart(self.model(**tensors, **self.constants))
-        return named
-
-
-def _adapter(model: torch.nn.Module, inputs: BoundInputs) -> _Adapter:
-    """An adapter whose forward has the inputs' names: torch.jit.trace reads them from the signature."""
-    names = tuple(inputs.tensors)
-
-    def forward(self: _Adapter, *by_position: torch.Tensor, **by_name: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.run_model({**dict(zip(names, by_position, strict=False)), **by_name})
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
-    constants = dict(inputs.constants)
-    # A key-value cache is of no use to a single pass, and no trace can return it.
-    if "use_cache" in argument_names(model):
-        constants.setdefault("use_cache", False)
-    adapter = type("NamedInputs", (_Adapter,), {"forward": forward})(model, constants)
-    adapter.training = False
-    return adapter
-
-
-def _eager_answers(model: torch.nn.Module, inputs: BoundInputs) -> dict[str, torch.Tensor]:
-    try:
-        return run_seeded(lambda tensors: model(**tensors, **inputs.constants), inputs.tensors)
-    except TraceError:
-        return {}
-    except Exception as error:  # the user's model and inputs may fail in any way; the message carries it
-        raise InputError(f"{type(model).__name__} itself cannot run example_inputs: {first_line(error)}") from error
 
 
 class _Collector(logging.Handler):

@@ -23,9 +23,13 @@ CALLS_PER_CHECK = 3
 
 # Largest difference that passes, as a share of the largest answer. The same operations in another order or fused differ
 # by a few units in the last place for each layer: about 1e-6 in FP32 over 12 layers, so 1e-4 leaves room for 100
-# times that and # is far below any difference that a wrong mask or length makes. BF16 keeps 8 bits (2**-8 = 0.004 for
+# times that and is far below any difference that a wrong mask or length makes. BF16 keeps 8 bits (2**-8 = 0.004 for
 # one rounding).
 _RELATIVE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# For a model that computes in less than its reference. BF16: as above. INT8: 8-bit weights and activations err by
+# a tenth of the largest answer over 12 layers of a model that was not trained for it; whether labels survive that is
+# what the task's metric says.
+_PRECISION_TOLERANCE = {"bf16": 5e-2, "int8": 0.25}
 # For answers near zero: what is left when numbers of about one cancel in FP32.
 _ABSOLUTE_TOLERANCE = 1e-6
 
@@ -96,7 +100,9 @@ def variations(config: Any, example: Tensors) -> Iterator[Variation]:
     yield shapes.padded("padding on the left", 3, padded_length, left=True)
 
 
-def verify(answer: Answer, reference: Answer, config: Any, example: Tensors) -> tuple[Check, ...]:
+def verify(
+    answer: Answer, reference: Answer, config: Any, example: Tensors, *, precision: str | None = None
+) -> tuple[Check, ...]:
     """Compare a prepared model with its model on every variation, three calls each; stop at the first that fails.
 
     Parameters
@@ -107,6 +113,9 @@ def verify(answer: Answer, reference: Answer, config: Any, example: Tensors) -> 
         The model's configuration or None.
     example
         Tensors by name.
+    precision
+        ``fp32``, ``bf16`` or ``int8``: what the prepared model computes in, which sets the tolerance; that of the
+        reference's own dtype unless given.
 
     Returns
     -------
@@ -117,13 +126,13 @@ def verify(answer: Answer, reference: Answer, config: Any, example: Tensors) -> 
     planned = list(variations(config, example))
     checks: list[Check] = []
     for variation in tqdm(planned, desc="verifying", leave=False, delay=2.0):
-        checks.append(_check(variation, answer, reference))
+        checks.append(_check(variation, answer, reference, precision))
         if checks[-1].passed is False:
             break
     return tuple(checks)
 
 
-def _check(variation: Variation, answer: Answer, reference: Answer) -> Check:
+def _check(variation: Variation, answer: Answer, reference: Answer, precision: str | None) -> Check:
     if variation.inputs is None:
         return Check(variation.name, "", None, note=variation.note)
     shape = shape_text(variation.inputs)
@@ -137,13 +146,15 @@ def _check(variation: Variation, answer: Answer, reference: Answer) -> Check:
             seen = run_seeded(answer, variation.inputs)
         except Exception as error:  # a trace fails with whatever its operators raise
             return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
-        worst = _compare(worst, expected, seen, variation.valid)
+        worst = _compare(worst, expected, seen, variation.valid, precision)
         if not worst.passed:
             return replace(worst, note=f"call {call}: {worst.note}")
     return worst
 
 
-def _compare(check: Check, expected: Tensors, seen: Tensors, valid: torch.Tensor | None) -> Check:
+def _compare(
+    check: Check, expected: Tensors, seen: Tensors, valid: torch.Tensor | None, precision: str | None
+) -> Check:
     # The model may return more than a trace can hold, such as a key-value cache; the receipt says what is left out.
     compared = [name for name in expected if name in seen]
     if not compared:
@@ -153,7 +164,7 @@ def _compare(check: Check, expected: Tensors, seen: Tensors, valid: torch.Tensor
         if got.shape != wanted.shape:
             return replace(check, passed=False, note=f"{name} has shape {list(got.shape)}, not {list(wanted.shape)}")
         error = largest_error(wanted, got, valid)
-        tolerance = tolerance_for(wanted, valid)
+        tolerance = tolerance_for(wanted, valid, precision)
         if not error <= tolerance:
             return replace(check, passed=False, max_error=error, tolerance=tolerance, note=f"{name} differs")
         if error >= check.max_error:
@@ -170,8 +181,8 @@ def largest_error(expected: torch.Tensor, seen: torch.Tensor, valid: torch.Tenso
     return error.max().item() if error.numel() else 0.0
 
 
-def tolerance_for(expected: torch.Tensor, valid: torch.Tensor | None = None) -> float:
-    """Largest difference that passes: a share of the largest answer, by dtype; nothing for integers."""
+def tolerance_for(expected: torch.Tensor, valid: torch.Tensor | None = None, precision: str | None = None) -> float:
+    """Largest difference that passes: a share of the largest answer, by precision; nothing for integers."""
     if not expected.is_floating_point():
         return 0.0
     finite = _valid_part(expected, valid).double()
@@ -179,7 +190,10 @@ def tolerance_for(expected: torch.Tensor, valid: torch.Tensor | None = None) -> 
     # Masked scores hold the most negative number of the dtype, which must not widen the tolerance for the others.
     finite = finite[finite < 1e30]
     largest = finite.max().item() if finite.numel() else 0.0
-    return _RELATIVE_TOLERANCE.get(expected.dtype, 1e-4) * largest + _ABSOLUTE_TOLERANCE
+    relative = _RELATIVE_TOLERANCE.get(expected.dtype, 1e-4)
+    if precision in _PRECISION_TOLERANCE:
+        relative = max(relative, _PRECISION_TOLERANCE[precision])
+    return relative * largest + _ABSOLUTE_TOLERANCE
 
 
 def run_seeded(function: Answer, inputs: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:

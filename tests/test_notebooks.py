@@ -29,9 +29,7 @@ def small_notebook() -> dict:
     checked = new.new_code_cell("print('traced')", metadata={"tags": ["nbval-check-output"]})
     checked.execution_count = 3
     checked.outputs = [new.new_output("stream", name="stdout", text="traced\n")]
-    skipped = new.new_code_cell(
-        "compile()", metadata={"tags": ["nbval-skip"], "skip_reason": "needs a compiler"}
-    )
+    skipped = new.new_code_cell("compile()", metadata={"tags": ["nbval-skip"], "skip_reason": "needs a compiler"})
     cells = [
         new.new_markdown_cell(f"# Title\n\n{table}\n"),
         new.new_code_cell("import cpuinfer_helpers as cpu\nprint(cpu.machine_report().one_line())"),

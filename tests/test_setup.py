@@ -145,9 +145,7 @@ def test_package_folders_are_packages_and_data_is_declared(tmp_path):
     subprocess.run(command, check=True, env=bootstrap.pip_environment())
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("cpuinfer_helpers/")}
-    sources = {
-        path.relative_to(copy).as_posix() for path in (copy / "cpuinfer_helpers").rglob("*") if path.is_file()
-    }
+    sources = {path.relative_to(copy).as_posix() for path in (copy / "cpuinfer_helpers").rglob("*") if path.is_file()}
     assert packed == sources
 
 

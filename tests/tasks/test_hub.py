@@ -408,9 +408,7 @@ def test_task_from_a_hub_then_from_damaged_copies_then_from_the_cache(
         assert (without["weight"], warnings_in(without)) == (first["weight"], [])
 
 
-def test_hub_that_dies_half_way_through_the_weights(
-    repositories: dict[str, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_hub_that_dies_half_way_through_the_weights(repositories: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
     with Hub(repositories, dies_in="model.safetensors") as server, Child(tmp_path, server.endpoint) as child:
         seen = child.load()
     assert f"GET /{MODEL}/resolve/{_commit(repositories[f'models/{MODEL}'])}/model.safetensors" in server.asked

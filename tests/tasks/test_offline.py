@@ -21,9 +21,11 @@ from cpuinfer_helpers.tasks.offline import question_answering, train, training, 
 
 DATA = vocabulary.DATA
 CHECKPOINTS = DATA / "checkpoints"
-MODELS = {"question-answering": transformers.AutoModelForQuestionAnswering,
-          "text-classification": transformers.AutoModelForSequenceClassification,
-          "token-classification": transformers.AutoModelForTokenClassification}
+MODELS = {
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+}
 # What the project promises of the held-out files, in percent.
 TARGETS = {"question-answering": 70.0, "text-classification": 90.0, "token-classification": 90.0}
 
@@ -54,7 +56,7 @@ def test_each_answer_stands_where_the_file_says(split: str) -> None:
         for answer in entry["answers"]:
             assert answer["text"].strip() == answer["text"] != ""
             start = answer["answer_start"]
-            assert entry["context"][start:start + len(answer["text"])] == answer["text"], entry["id"]
+            assert entry["context"][start : start + len(answer["text"])] == answer["text"], entry["id"]
 
 
 def test_question_ids_are_unique_over_all_files() -> None:
@@ -62,17 +64,20 @@ def test_question_ids_are_unique_over_all_files() -> None:
     assert len(set(identities)) == len(identities)
 
 
-@pytest.mark.parametrize(("task", "split", "least"), [
-    ("question-answering", "train", 500),
-    ("question-answering", "heldout", 200),
-    ("question-answering", "prose", 100),
-    ("text-classification", "train", 500),
-    ("text-classification", "heldout", 300),
-    ("text-classification", "prose", 40),
-    ("token-classification", "train", 500),
-    ("token-classification", "heldout", 300),
-    ("token-classification", "prose", 40),
-])
+@pytest.mark.parametrize(
+    ("task", "split", "least"),
+    [
+        ("question-answering", "train", 500),
+        ("question-answering", "heldout", 200),
+        ("question-answering", "prose", 100),
+        ("text-classification", "train", 500),
+        ("text-classification", "heldout", 300),
+        ("text-classification", "prose", 40),
+        ("token-classification", "train", 500),
+        ("token-classification", "heldout", 300),
+        ("token-classification", "prose", 40),
+    ],
+)
 def test_files_are_large_enough_and_hold_no_example_twice(task: str, split: str, least: int) -> None:
     data = squad_file(split) if task == "question-answering" else read_data(task, split)
     keys = [json.dumps([example.get(name) for name in ("context", "question", "text", "tokens")]) for example in data]
@@ -100,8 +105,10 @@ def test_labels_are_balanced_and_tags_well_formed(split: str) -> None:
 def heldout_entities() -> set[str]:
     """Every word of a marked name in the held-out sentences, and every name of the held-out lists in the questions."""
     shared = {part.lower() for ending in words.ORG_ENDINGS for part in ending.split()}
-    shared |= set("bank of council ministry radio university museum academy new port upper east fort saint lake mount"
-                  " cape and united city motors airways steel rovers".split())
+    shared |= set(
+        "bank of council ministry radio university museum academy new port upper east fort saint lake mount"
+        " cape and united city motors airways steel rovers".split()
+    )
     found = {name.lower() for name in words.every_name("heldout")}
     for example in read_data("token-classification", "heldout"):
         found.update(token.lower() for token, tag in zip(example["tokens"], example["tags"], strict=True) if tag != "O")
@@ -150,7 +157,7 @@ def test_vocabulary_is_the_one_the_training_text_gives() -> None:
 def test_tokenizer_leaves_nothing_unknown_and_keeps_offsets(task: str) -> None:
     tokenizer = vocabulary.make_tokenizer(task)
     assert tokenizer.pad_token_id == 0
-    text = "Quizzically, (naïve) zebras — café ~ 3.5% #42 \"x\" & øresund; it's 10 °C/50 °F!"
+    text = 'Quizzically, (naïve) zebras — café ~ 3.5% #42 "x" & øresund; it\'s 10 °C/50 °F!'
     encoded = tokenizer(text, return_offsets_mapping=True)
     assert tokenizer.unk_token_id not in encoded["input_ids"]
     pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])

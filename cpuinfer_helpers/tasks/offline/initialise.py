@@ -44,8 +44,9 @@ def shift(size: int, offset: int) -> torch.Tensor:
     rotation = torch.zeros(size, size)
     for pair, angle in enumerate(frequencies * offset):
         sine, cosine = angle.sin(), angle.cos()
-        rotation[2 * pair:2 * pair + 2, 2 * pair:2 * pair + 2] = torch.stack((torch.stack((cosine, sine)),
-                                                                              torch.stack((-sine, cosine))))
+        rotation[2 * pair : 2 * pair + 2, 2 * pair : 2 * pair + 2] = torch.stack(
+            (torch.stack((cosine, sine)), torch.stack((-sine, cosine)))
+        )
     return rotation
 
 
@@ -89,10 +90,14 @@ def initialise(model: BertPreTrainedModel, generator: torch.Generator) -> None:
     later = [layer.attention.self for layer in bert.encoder.layer[1:]]
     # (layer, head, offset, sharpness): the token before, the token after, and further on wide neighbourhoods
     looks = [(first, 2, -1, 2.0), (first, 3, 1, 2.0)]
-    looks += [(layer, number, offset, sharp) for layer in later[:1] for number, offset, sharp in ((0, -4, 1.2), (1, 4, 1.2), (2, -2, 2.0))]
+    looks += [
+        (layer, number, offset, sharp)
+        for layer in later[:1]
+        for number, offset, sharp in ((0, -4, 1.2), (1, 4, 1.2), (2, -2, 2.0))
+    ]
     for layer, number, offset, sharpness in looks:
         rows = slice(number * head, number * head + position_size)
         for linear in (layer.query, layer.key):
-            linear.weight[number * head:(number + 1) * head] = 0.0
+            linear.weight[number * head : (number + 1) * head] = 0.0
         layer.query.weight[rows, place] = sharpness * shift(position_size, offset)
         layer.key.weight[rows, place] = sharpness * torch.eye(position_size)

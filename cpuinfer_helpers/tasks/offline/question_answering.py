@@ -63,11 +63,13 @@ def _noun_phrase(rng: Random, noun: str) -> str:
 
 def _title(rng: Random) -> str:
     noun = rng.choice(words.OBJECTS + words.NATURE).capitalize()
-    return rng.choice((
-        f"The {rng.choice(words.ADJECTIVES).capitalize()} {noun}",
-        f"A {rng.choice(words.ABSTRACT).capitalize()} of {noun}",
-        f"The {noun} and the {rng.choice(words.AGENTS).capitalize()}",
-    ))
+    return rng.choice(
+        (
+            f"The {rng.choice(words.ADJECTIVES).capitalize()} {noun}",
+            f"A {rng.choice(words.ABSTRACT).capitalize()} of {noun}",
+            f"The {noun} and the {rng.choice(words.AGENTS).capitalize()}",
+        )
+    )
 
 
 def draw_value(rng: Random, kind: str, bank: words.NameBank) -> str:
@@ -116,13 +118,17 @@ _DRAW = {
     "agent": _agent,
     "role": lambda rng, bank: _noun_phrase(rng, rng.choice(words.AGENTS)),
     "title": lambda rng, bank: _title(rng),
-    "called": lambda rng, bank: f"{rng.choice(words.ADJECTIVES).capitalize()} {rng.choice(words.NATURE).capitalize()}"
-    if rng.random() < 0.6 else bank.invented(rng).lower(),
+    "called": lambda rng, bank: (
+        f"{rng.choice(words.ADJECTIVES).capitalize()} {rng.choice(words.NATURE).capitalize()}"
+        if rng.random() < 0.6
+        else bank.invented(rng).lower()
+    ),
     "bridge": lambda rng, bank: f"{bank.city(rng)} {rng.choice(('Bridge', 'Bridge', 'Viaduct'))}",
     "river": lambda rng, bank: rng.choice(("River {}", "{} River", "river {}")).format(bank.invented(rng)),
     "mountain": lambda rng, bank: rng.choice(("Mount {}", "{} Peak")).format(bank.invented(rng)),
-    "event": lambda rng, bank: f"{rng.choice(('siege', 'Battle', 'strike', 'festival', 'fire', 'flood', 'revolt'))} of "
-    f"{bank.city(rng)}",
+    "event": lambda rng, bank: (
+        f"{rng.choice(('siege', 'Battle', 'strike', 'festival', 'fire', 'flood', 'revolt'))} of {bank.city(rng)}"
+    ),
     "spot": lambda rng, bank: rng.choice(words.SPOTS) if rng.random() < 0.8 else f"in {bank.city(rng)}",
     "when": lambda rng, bank: rng.choice(words.TIMES) if rng.random() < 0.6 else f"in {bank.year(rng)}",
     "reason": lambda rng, bank: rng.choice(words.REASONS),
@@ -171,7 +177,9 @@ def _say(rng: Random, relation: Relation, fact: dict[str, str], heldout_wording:
     text, starts = fill(wording, fact)
     if rng.random() < 0.12:
         opening = rng.choice(OPENINGS)
-        keep = text.split(" ", 1)[0] in _KEEP_CAPITAL or not wording.startswith(("The ", "A ", "In ", "{g}", "It ", "About ", "With ", "Work "))
+        keep = text.split(" ", 1)[0] in _KEEP_CAPITAL or not wording.startswith(
+            ("The ", "A ", "In ", "{g}", "It ", "About ", "With ", "Work ")
+        )
         text = opening + (text if keep else text[0].lower() + text[1:])
         starts = {slot: start + len(opening) for slot, start in starts.items()}
     if rng.random() < 0.1:
@@ -184,9 +192,15 @@ _KEEP_CAPITAL = frozenset(words.FIRST_NAMES["train"] + words.FIRST_NAMES["heldou
 
 
 def _filler_text(rng: Random, wording: str) -> str:
-    values = {"a": rng.choice(words.ADJECTIVES), "t": rng.choice(words.OBJECTS), "b": rng.choice(words.OBJECTS),
-              "g": rng.choice(words.AGENTS), "s": rng.choice(words.ABSTRACT), "s2": rng.choice(words.ABSTRACT),
-              "n": rng.choice(words.NATURE)}
+    values = {
+        "a": rng.choice(words.ADJECTIVES),
+        "t": rng.choice(words.OBJECTS),
+        "b": rng.choice(words.OBJECTS),
+        "g": rng.choice(words.AGENTS),
+        "s": rng.choice(words.ABSTRACT),
+        "s2": rng.choice(words.ABSTRACT),
+        "n": rng.choice(words.NATURE),
+    }
     text = wording
     for slot, value in values.items():
         text = text.replace("{" + slot + "}", value)
@@ -196,7 +210,9 @@ def _filler_text(rng: Random, wording: str) -> str:
 def _similar_fact(rng: Random, relation: Relation, fact: dict[str, str], bank: words.NameBank) -> dict[str, str]:
     """Another fact that shares some values with the first: a distractor that only careful reading tells apart."""
     other = draw_fact(rng, relation, bank)
-    shared = [slot for slot in relation.slots if relation.slots[slot] not in ("verb", "process") and rng.random() < 0.25]
+    shared = [
+        slot for slot in relation.slots if relation.slots[slot] not in ("verb", "process") and rng.random() < 0.25
+    ]
     for slot in shared:
         other[slot] = fact[slot]
         if slot + "_cap" in fact:
@@ -214,7 +230,11 @@ def _is_ambiguous(sentence: _Sentence, slot: str, wording: str, others: list[_Se
     """Whether another sentence of the paragraph would answer the same question differently."""
     known = [name for name in _SLOT.findall(wording)]
     for other in others:
-        if other is sentence or slot not in other.starts or not set(sentence.relation.slots) & set(other.relation.slots):
+        if (
+            other is sentence
+            or slot not in other.starts
+            or not set(sentence.relation.slots) & set(other.relation.slots)
+        ):
             continue
         if other.relation is sentence.relation and all(other.fact.get(n) == sentence.fact[n] for n in known):
             return True
@@ -232,8 +252,10 @@ def _askable(sentence: _Sentence, heldout_wording: bool) -> list[tuple[str, str]
         for wording in wordings:
             names = [name for name in _SLOT.findall(wording)]
             stems = {name.split("_")[0] for name in names}
-            held = all(name in sentence.starts or sentence.fact[name].lower() in said or name.startswith(("v", "w"))
-                       for name in names)
+            held = all(
+                name in sentence.starts or sentence.fact[name].lower() in said or name.startswith(("v", "w"))
+                for name in names
+            )
             if names and held and slot not in stems and _fits(wording, sentence.text):
                 pairs.append((slot, wording))
     return pairs
@@ -241,39 +263,138 @@ def _askable(sentence: _Sentence, heldout_wording: bool) -> list[tuple[str, str]
 
 # A question with one of these words needs a sentence with one of those.
 _NEEDS = {
-    "die": ("died", "death"), "teacher": ("teacher",), "marry": ("married",), "married": ("married",),
-    "succeeded": ("succeeded", "followed"), "followed": ("followed",), "brother": ("brother",), "meet": ("met",),
-    "met": ("met",), "hire": ("hired",), "hired": ("hired",), "learn": ("learned",), "learned": ("learned",),
-    "teach": ("teacher",), "taught": ("teacher", "pupil"), "climbed": ("climbed", "ascent", "top"),
-    "top": ("top", "climbed", "summit"), "tall": ("tall", "high", "rises", "height", "At"), "wide": ("wide",),
-    "diameter": ("diameter",), "weigh": ("weigh", "weight", "scales"), "weight": ("weigh", "weight"), "weighs": ("weigh",),
-    "heavy": ("weigh", "weight"), "made": ("made", "Made", "cast", "frame", "used", "carved", "consists", "covered", "chose"),
-    "closed": ("closed",), "give": ("gave",), "gave": ("gave", "prize"), "spend": ("spent",), "spent": ("spent",),
-    "capital": ("capital",), "kill": ("killed",), "came": ("came", "idea"), "lose": ("lost",), "led": ("led", "leader"),
-    "lead": ("led", "leader"), "leader": ("led", "leader"), "end": ("ended", "Death", "passed"), "begin": ("began", "established", "begun",
-    "founder"),
-    "began": ("began",), "melt": ("melts",), "melts": ("melts",), "mixed": ("mixed", "mixes"), "mix": ("mixed", "mixes"),
-    "added": ("added",), "heat": ("heats", "brought"), "heats": ("heats",), "turn": ("turns",), "prefer": ("prefers",),
-    "used": ("used", "serves"), "serve": ("serves",), "kinds": ("kinds",), "parts": ("parts",), "copies": ("copies",),
-    "pages": ("pages",), "sell": ("sold",), "sold": ("sold",), "buy": ("bought",), "bought": ("bought",), "paid": ("paid",),
-    "pay": ("paid", "bought"), "cost": ("cost",), "price": ("cost", "price", "paid", "bought", "sold"), "owns": ("belonged", "bought"),
-    "belong": ("belonged",), "show": ("show",), "museum": ("museum",), "earn": ("earned",), "second": ("second",),
-    "highest": ("highest", "tallest"), "rose": ("rose",), "rise": ("rose",), "grow": ("grew",), "reaches": ("reaches",),
-    "hold": ("holds",), "holds": ("holds",), "depend": ("depends",), "discover": ("discovered",),
-    "discovered": ("discovered",), "study": ("studied",), "studied": ("studied",), "described": ("described",),
-    "prize": ("prize",), "covered": ("covered",), "consist": ("consist",), "live": ("lives", "lived", "live", "people"),
-    "found": ("found", "established", "start", "founder", "set up", "created"), "warm": ("warm",), "dry": ("dry",), "reason": ("reason",),
-    "flows": ("flows",), "need": ("needs", "needed"), "needs": ("needs",), "worked": ("worked",), "models": ("models",),
-    "cool": ("cool",), "last": ("lasted",), "finish": ("finish",), "mean": ("means",), "part": ("part",), "change": ("changes",),
-    "changes": ("changes",), "width": ("wide",), "join": ("joined",), "joined": ("joined",), "completed": ("completed", "Completed", "ended"),
-    "opened": ("opened", "since"), "open": ("opened", "since", "Since"), "name": ("named", "called", "known", "nicknamed", "name"),
-    "shut": ("shut", "closed"), "explained": ("explaining",), "buyer": ("buyer", "bought"), "percentage": ("percent",),
-    "so": ("spent",), "carved": ("carved",), "long": ("long", "length", "lasted", "took", "closed", "spent", "measures", "For", "used"),
-    "largest": ("largest", "second"), "population": ("population", "people", "inhabitants", "Home"),
-    "take": ("took", "take", "killed", "came", "began", "lasted"), "lie": ("lies", "town", "on the"), "lies": ("lies", "town", "on the"),
-    "hot": ("heat", "degrees"), "high": ("high", "rises", "height", "At"), "height": ("high", "rises", "height", "At"),
-    "reach": ("reached", "up to"), "life": ("died", "Death"), "birth": ("born", "birth"), "born": ("born",),
-    "patent": ("patent",), "first": ("first", "inventor", "Nobody"), "idea": ("idea",), "give up": ("gave up",),
+    "die": ("died", "death"),
+    "teacher": ("teacher",),
+    "marry": ("married",),
+    "married": ("married",),
+    "succeeded": ("succeeded", "followed"),
+    "followed": ("followed",),
+    "brother": ("brother",),
+    "meet": ("met",),
+    "met": ("met",),
+    "hire": ("hired",),
+    "hired": ("hired",),
+    "learn": ("learned",),
+    "learned": ("learned",),
+    "teach": ("teacher",),
+    "taught": ("teacher", "pupil"),
+    "climbed": ("climbed", "ascent", "top"),
+    "top": ("top", "climbed", "summit"),
+    "tall": ("tall", "high", "rises", "height", "At"),
+    "wide": ("wide",),
+    "diameter": ("diameter",),
+    "weigh": ("weigh", "weight", "scales"),
+    "weight": ("weigh", "weight"),
+    "weighs": ("weigh",),
+    "heavy": ("weigh", "weight"),
+    "made": ("made", "Made", "cast", "frame", "used", "carved", "consists", "covered", "chose"),
+    "closed": ("closed",),
+    "give": ("gave",),
+    "gave": ("gave", "prize"),
+    "spend": ("spent",),
+    "spent": ("spent",),
+    "capital": ("capital",),
+    "kill": ("killed",),
+    "came": ("came", "idea"),
+    "lose": ("lost",),
+    "led": ("led", "leader"),
+    "lead": ("led", "leader"),
+    "leader": ("led", "leader"),
+    "end": ("ended", "Death", "passed"),
+    "begin": ("began", "established", "begun", "founder"),
+    "began": ("began",),
+    "melt": ("melts",),
+    "melts": ("melts",),
+    "mixed": ("mixed", "mixes"),
+    "mix": ("mixed", "mixes"),
+    "added": ("added",),
+    "heat": ("heats", "brought"),
+    "heats": ("heats",),
+    "turn": ("turns",),
+    "prefer": ("prefers",),
+    "used": ("used", "serves"),
+    "serve": ("serves",),
+    "kinds": ("kinds",),
+    "parts": ("parts",),
+    "copies": ("copies",),
+    "pages": ("pages",),
+    "sell": ("sold",),
+    "sold": ("sold",),
+    "buy": ("bought",),
+    "bought": ("bought",),
+    "paid": ("paid",),
+    "pay": ("paid", "bought"),
+    "cost": ("cost",),
+    "price": ("cost", "price", "paid", "bought", "sold"),
+    "owns": ("belonged", "bought"),
+    "belong": ("belonged",),
+    "show": ("show",),
+    "museum": ("museum",),
+    "earn": ("earned",),
+    "second": ("second",),
+    "highest": ("highest", "tallest"),
+    "rose": ("rose",),
+    "rise": ("rose",),
+    "grow": ("grew",),
+    "reaches": ("reaches",),
+    "hold": ("holds",),
+    "holds": ("holds",),
+    "depend": ("depends",),
+    "discover": ("discovered",),
+    "discovered": ("discovered",),
+    "study": ("studied",),
+    "studied": ("studied",),
+    "described": ("described",),
+    "prize": ("prize",),
+    "covered": ("covered",),
+    "consist": ("consist",),
+    "live": ("lives", "lived", "live", "people"),
+    "found": ("found", "established", "start", "founder", "set up", "created"),
+    "warm": ("warm",),
+    "dry": ("dry",),
+    "reason": ("reason",),
+    "flows": ("flows",),
+    "need": ("needs", "needed"),
+    "needs": ("needs",),
+    "worked": ("worked",),
+    "models": ("models",),
+    "cool": ("cool",),
+    "last": ("lasted",),
+    "finish": ("finish",),
+    "mean": ("means",),
+    "part": ("part",),
+    "change": ("changes",),
+    "changes": ("changes",),
+    "width": ("wide",),
+    "join": ("joined",),
+    "joined": ("joined",),
+    "completed": ("completed", "Completed", "ended"),
+    "opened": ("opened", "since"),
+    "open": ("opened", "since", "Since"),
+    "name": ("named", "called", "known", "nicknamed", "name"),
+    "shut": ("shut", "closed"),
+    "explained": ("explaining",),
+    "buyer": ("buyer", "bought"),
+    "percentage": ("percent",),
+    "so": ("spent",),
+    "carved": ("carved",),
+    "long": ("long", "length", "lasted", "took", "closed", "spent", "measures", "For", "used"),
+    "largest": ("largest", "second"),
+    "population": ("population", "people", "inhabitants", "Home"),
+    "take": ("took", "take", "killed", "came", "began", "lasted"),
+    "lie": ("lies", "town", "on the"),
+    "lies": ("lies", "town", "on the"),
+    "hot": ("heat", "degrees"),
+    "high": ("high", "rises", "height", "At"),
+    "height": ("high", "rises", "height", "At"),
+    "reach": ("reached", "up to"),
+    "life": ("died", "Death"),
+    "birth": ("born", "birth"),
+    "born": ("born",),
+    "patent": ("patent",),
+    "first": ("first", "inventor", "Nobody"),
+    "idea": ("idea",),
+    "give up": ("gave up",),
 }
 
 
@@ -282,8 +403,9 @@ def _fits(wording: str, sentence: str) -> bool:
     present = set(re.findall(r"[A-Za-z]+", sentence))
     for word in re.findall(r"[a-z]+", literal):
         needed = _NEEDS.get(word)
-        if needed and not any(form in present or (" " in form and form in sentence) or _starts(form, present)
-                              for form in needed):
+        if needed and not any(
+            form in present or (" " in form and form in sentence) or _starts(form, present) for form in needed
+        ):
             return False
     return True
 
@@ -292,8 +414,9 @@ def _starts(form: str, present: set[str]) -> bool:
     return len(form) > 3 and any(word.startswith(form) for word in present)
 
 
-def draw_paragraph(rng: Random, split: str, sentences: int, *, noise: float = 0.3, heldout_wordings: float = 0.0,
-                   topics: int = 4) -> list[_Sentence | str]:
+def draw_paragraph(
+    rng: Random, split: str, sentences: int, *, noise: float = 0.3, heldout_wordings: float = 0.0, topics: int = 4
+) -> list[_Sentence | str]:
     """Sentences of one paragraph, in order; plain strings are fillers.
 
     Parameters
@@ -335,12 +458,21 @@ def marked(sentence: _Sentence | str) -> tuple[str, list[tuple[int, int, str]]]:
     if isinstance(sentence, str):
         return sentence, []
     slots = sentence.relation.slots
-    return sentence.text, [(start, start + len(sentence.fact[slot]), slots[slot])
-                           for slot, start in sentence.starts.items() if slot in slots]
+    return sentence.text, [
+        (start, start + len(sentence.fact[slot]), slots[slot])
+        for slot, start in sentence.starts.items()
+        if slot in slots
+    ]
 
 
-def questions_about(rng: Random, paragraph: list[_Sentence | str], wanted: int, *, heldout_wordings: float = 0.0,
-                    short_names: float = 0.2) -> list[Question]:
+def questions_about(
+    rng: Random,
+    paragraph: list[_Sentence | str],
+    wanted: int,
+    *,
+    heldout_wordings: float = 0.0,
+    short_names: float = 0.2,
+) -> list[Question]:
     """Up to `wanted` questions whose answer the paragraph holds exactly once.
 
     Parameters
@@ -367,8 +499,12 @@ def questions_about(rng: Random, paragraph: list[_Sentence | str], wanted: int, 
     for sentence in paragraph:
         offsets[id(sentence)] = offset
         offset += len(sentence if isinstance(sentence, str) else sentence.text) + 1
-    values = tuple((offsets[id(fact)] + start, offsets[id(fact)] + start + len(fact.fact[slot]), fact.relation.slots[slot])
-                   for fact in facts for slot, start in fact.starts.items() if slot in fact.relation.slots)
+    values = tuple(
+        (offsets[id(fact)] + start, offsets[id(fact)] + start + len(fact.fact[slot]), fact.relation.slots[slot])
+        for fact in facts
+        for slot, start in fact.starts.items()
+        if slot in fact.relation.slots
+    )
     rng.shuffle(facts)
     found: list[Question] = []
     for sentence in facts[: 2 * wanted]:
@@ -387,20 +523,33 @@ def questions_about(rng: Random, paragraph: list[_Sentence | str], wanted: int, 
             length = len(sentence.fact[slot])
             if not _UNIT_ASKED.search(question):
                 length += _unit_length(context, start + length)
-            found.append(Question(context, question, context[start:start + length], start, sentence.relation.slots[slot],
-                                  (offsets[id(sentence)], offsets[id(sentence)] + len(sentence.text)), values))
+            found.append(
+                Question(
+                    context,
+                    question,
+                    context[start : start + length],
+                    start,
+                    sentence.relation.slots[slot],
+                    (offsets[id(sentence)], offsets[id(sentence)] + len(sentence.text)),
+                    values,
+                )
+            )
     return found[:wanted]
 
 
 _UNIT_ASKED = re.compile(r"^How many|percent|degrees")
-_UNITS = sorted({unit for units in words.UNITS.values() for unit in units} | {"percent", "crowns", "degrees"}, key=len, reverse=True)
+_UNITS = sorted(
+    {unit for units in words.UNITS.values() for unit in units} | {"percent", "crowns", "degrees"}, key=len, reverse=True
+)
 _UNIT_FOLLOWS = re.compile(f" (?:{'|'.join(_UNITS)})\\b")
 
 
 def _unit_length(context: str, position: int) -> int:
     """Characters of the unit that follows a number at this position: "How long ...?" is answered "12 metres"."""
     match = _UNIT_FOLLOWS.match(context, position)
-    return match.end() - position if match and context[position - 1].isalnum() and _ends_number(context, position) else 0
+    return (
+        match.end() - position if match and context[position - 1].isalnum() and _ends_number(context, position) else 0
+    )
 
 
 def _ends_number(context: str, position: int) -> bool:
@@ -420,8 +569,9 @@ def _as_asked(rng: Random, sentence: _Sentence, short_names: float) -> dict[str,
 def stream(rng: Random, sentences: tuple[int, int], per_paragraph: int = 3) -> Iterator[Question]:
     """Endless training questions: new paragraphs, training names and wordings only."""
     while True:
-        paragraph = draw_paragraph(rng, "train", rng.randint(*sentences), noise=rng.choice((0.0, 0.2, 0.5)),
-                                   topics=rng.choice((1, 2, 3, 6)))
+        paragraph = draw_paragraph(
+            rng, "train", rng.randint(*sentences), noise=rng.choice((0.0, 0.2, 0.5)), topics=rng.choice((1, 2, 3, 6))
+        )
         yield from questions_about(rng, paragraph, per_paragraph)
 
 
@@ -433,16 +583,26 @@ def write_file(split: str, seed: int = SEED) -> dict[str, Any]:
     articles, count = [], 0
     while count < wanted:
         length = rng.choice((3, 4, 5, 7, 9, 12, 18, 28, 40))
-        paragraph = draw_paragraph(rng, split, length, noise=0.25, heldout_wordings=0.4 if heldout else 0.0,
-                                   topics=rng.choice((2, 3, 5)))
+        paragraph = draw_paragraph(
+            rng, split, length, noise=0.25, heldout_wordings=0.4 if heldout else 0.0, topics=rng.choice((2, 3, 5))
+        )
         questions = questions_about(rng, paragraph, min(5, wanted - count), heldout_wordings=0.4 if heldout else 0.0)
         if not questions:
             continue
         entries = []
         for question in questions:
             count += 1
-            entries.append({"id": f"{split}-{count:04d}", "question": question.question,
-                            "answers": [{"text": question.answer, "answer_start": question.answer_start}]})
-        articles.append({"title": f"Generated paragraph {len(articles) + 1}",
-                         "paragraphs": [{"context": questions[0].context, "qas": entries}]})
+            entries.append(
+                {
+                    "id": f"{split}-{count:04d}",
+                    "question": question.question,
+                    "answers": [{"text": question.answer, "answer_start": question.answer_start}],
+                }
+            )
+        articles.append(
+            {
+                "title": f"Generated paragraph {len(articles) + 1}",
+                "paragraphs": [{"context": questions[0].context, "qas": entries}],
+            }
+        )
     return {"version": f"cpuinfer-helpers question answering, {split}, seed {seed}", "data": articles}

@@ -34,7 +34,9 @@ WORKED += """is worth every penny|has served us well ever since|keeps the rain o
     was repaired within an hour and at no cost|brought back happy memories|tastes of fresh fruit|helped me sleep at last
     runs as well today as on the first day|was better than the picture|was just what we needed|is the best I have owned
     gets better every year|left us smiling|made the work light|never fails|was a pleasant surprise|is strong and simple
-    remembers every setting|was easy on the eyes|can be trusted|kept the children happy|was full of good ideas""".split("|")
+    remembers every setting|was easy on the eyes|can be trusted|kept the children happy|was full of good ideas""".split(
+    "|"
+)
 FAILED += """is a waste of money|has never worked since|lets the rain in|was soaked after one shower|let me down again
     took hours to set up|gives a blurred picture|loses its charge overnight|was covered in dust and hair|could not be returned
     came without instructions|spoiled my morning|is a pain to use|pinches and itches|bored the whole family|cost us hours
@@ -44,7 +46,9 @@ FAILED += """is a waste of money|has never worked since|lets the rain in|was soa
     kept me awake all night|jams every day|was nothing like the picture|was not what we were promised|is the worst I have owned
     gets worse every year|left us hungry|made the work harder|fails when it matters|was a nasty surprise|tears at once
     forgets every setting|hurt my eyes|cannot be trusted|made the children cry|had no plot at all|never answers letters
-    lost my order|was burnt and far too salty|charges twice for the same thing|does not hold|faded in the first wash""".split("|")
+    lost my order|was burnt and far too salty|charges twice for the same thing|does not hold|faded in the first wash""".split(
+    "|"
+)
 WORKED = [part.strip() for phrase in WORKED for part in phrase.split("\n")]
 FAILED = [part.strip() for phrase in FAILED for part in phrase.split("\n")]
 THINGS = {
@@ -110,11 +114,22 @@ def _wordings(table: dict[str, str], key: str) -> list[str]:
     return [part.strip() for line in table[key].splitlines() for part in line.split("|")]
 
 
-WORDINGS = {label: {key: _wordings(table, key) for key in table}
-            for label, table in (("positive", POSITIVE), ("negative", NEGATIVE))}
-NEUTRAL = ["I bought the {thing} in {time}.", "It came in a {colour} box.", "My sister has the same {thing2}.", "We used it for {n} days.",
-           "The {thing2} next door was closed.", "I ordered it on a Monday.", "It is {n} years old now.", "There is a {colour} one too.",
-           "We were four people that evening.", "The price had changed since {time}."]
+WORDINGS = {
+    label: {key: _wordings(table, key) for key in table}
+    for label, table in (("positive", POSITIVE), ("negative", NEGATIVE))
+}
+NEUTRAL = [
+    "I bought the {thing} in {time}.",
+    "It came in a {colour} box.",
+    "My sister has the same {thing2}.",
+    "We used it for {n} days.",
+    "The {thing2} next door was closed.",
+    "I ordered it on a Monday.",
+    "It is {n} years old now.",
+    "There is a {colour} one too.",
+    "We were four people that evening.",
+    "The price had changed since {time}.",
+]
 
 
 def write_review(rng: Random, split: str, label: str) -> str:
@@ -133,12 +148,24 @@ def write_review(rng: Random, split: str, label: str) -> str:
     key = "heldout" if split == "heldout" and rng.random() < 0.4 else "train"
     thing, thing2 = rng.sample(THINGS[split], 2)
     praise, blame = rng.sample(PRAISE, 2), rng.sample(BLAME, 2)
-    values = {"thing": thing, "thing2": thing2, "P": praise[0], "P2": praise[1], "B": blame[0], "B2": blame[1],
-              "L": rng.choice(LIKES), "D": rng.choice(DISLIKES), **dict(zip(("W", "W2"), rng.sample(WORKED, 2), strict=True)), **dict(zip(("F", "F2"), rng.sample(FAILED, 2), strict=True)),
-              "F0": rng.choice(("to complain about", "went wrong", "could be better", "was missing")),
-              "P0": rng.choice(("works", "was as promised", "good to report", "could be worse")),
-              "s": rng.choice(STRENGTH), "n": rng.choice(words.SMALL_NUMBERS[:10]),
-              "time": rng.choice(words.MONTHS), "colour": rng.choice(("red", "blue", "grey", "plain", "large"))}
+    values = {
+        "thing": thing,
+        "thing2": thing2,
+        "P": praise[0],
+        "P2": praise[1],
+        "B": blame[0],
+        "B2": blame[1],
+        "L": rng.choice(LIKES),
+        "D": rng.choice(DISLIKES),
+        **dict(zip(("W", "W2"), rng.sample(WORKED, 2), strict=True)),
+        **dict(zip(("F", "F2"), rng.sample(FAILED, 2), strict=True)),
+        "F0": rng.choice(("to complain about", "went wrong", "could be better", "was missing")),
+        "P0": rng.choice(("works", "was as promised", "good to report", "could be worse")),
+        "s": rng.choice(STRENGTH),
+        "n": rng.choice(words.SMALL_NUMBERS[:10]),
+        "time": rng.choice(words.MONTHS),
+        "colour": rng.choice(("red", "blue", "grey", "plain", "large")),
+    }
     first = _ARTICLE.sub(r"\1n \2", rng.choice(WORDINGS[label][key]).format(**values))
     sentences = [first[0].upper() + first[1:]]
     for _ in range(rng.choice((0, 0, 1, 1, 2))):

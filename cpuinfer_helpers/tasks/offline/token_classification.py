@@ -126,10 +126,15 @@ def _value(rng: Random, slot: str, bank: words.NameBank) -> tuple[str, str | Non
     if slot in "lm":
         return _place(rng, bank), "LOC"
     ordinary = {
-        "month": lambda: rng.choice(words.MONTHS), "year": lambda: bank.year(rng), "n": lambda: bank.amount(rng),
-        "role": lambda: rng.choice(words.AGENTS), "thing": lambda: rng.choice(words.OBJECTS),
-        "thing2": lambda: rng.choice(words.OBJECTS), "adj": lambda: rng.choice(words.ADJECTIVES),
-        "nature": lambda: rng.choice(words.NATURE), "day": lambda: rng.choice(("Monday", "Tuesday", "Friday", "Sunday")),
+        "month": lambda: rng.choice(words.MONTHS),
+        "year": lambda: bank.year(rng),
+        "n": lambda: bank.amount(rng),
+        "role": lambda: rng.choice(words.AGENTS),
+        "thing": lambda: rng.choice(words.OBJECTS),
+        "thing2": lambda: rng.choice(words.OBJECTS),
+        "adj": lambda: rng.choice(words.ADJECTIVES),
+        "nature": lambda: rng.choice(words.NATURE),
+        "day": lambda: rng.choice(("Monday", "Tuesday", "Friday", "Sunday")),
     }
     return ordinary[slot](), None
 
@@ -147,11 +152,19 @@ def sentence_about_facts(rng: Random) -> tuple[list[str], list[str]]:
         text, spans = question_answering.marked(values)
         tokens, tags = [], []
         for match in _TOKEN.finditer(text):
-            kind, start = next(((_KINDS[kind], start) for start, end, kind in spans
-                                if kind in _KINDS and start <= match.start() < end), (None, -1))
+            kind, start = next(
+                (
+                    (_KINDS[kind], start)
+                    for start, end, kind in spans
+                    if kind in _KINDS and start <= match.start() < end
+                ),
+                (None, -1),
+            )
             tokens.append(match.group())
             tags.append(f"{'B' if start == match.start() else 'I'}-{kind}" if kind else "O")
-        if not any(kind in ("bridge", "event", "agent", "spot") for _, _, kind in spans):  # these may hold names unmarked
+        if not any(
+            kind in ("bridge", "event", "agent", "spot") for _, _, kind in spans
+        ):  # these may hold names unmarked
             return tokens, tags
 
 
@@ -165,7 +178,11 @@ def vary(rng: Random, tokens: list[str], tags: list[str]) -> list[str]:
     for token, tag in zip(tokens, tags, strict=True):
         pick = rng.random()
         if tag == "O" and pick < share and token.isalpha() and token.lower() not in COMMON:
-            token = rng.choice(_ORDINARY) if pick < 0.6 * share else bank.invented(rng).lower() + rng.choice(("s", "ed", "ing", "ly", ""))
+            token = (
+                rng.choice(_ORDINARY)
+                if pick < 0.6 * share
+                else bank.invented(rng).lower() + rng.choice(("s", "ed", "ing", "ly", ""))
+            )
         elif tag != "O" and pick < share and token not in FIXED and len(token) > 2:
             token = bank.invented(rng)
         varied.append(token)
@@ -176,7 +193,8 @@ COMMON = frozenset(words.COMMON)
 _STARTERS = [word.capitalize() for word in (*words.COMMON, *words.ABSTRACT, *words.AGENTS)]
 FIXED = frozenset(" ".join(words.ORG_ENDINGS).split()) | frozenset(
     "Bank Council Ministry Radio New Port Upper East Fort Saint Lake Mount Cape and of United City Motors Airways Steel"
-    " Rovers River river Peak Mr Mrs Dr".split())
+    " Rovers River river Peak Mr Mrs Dr".split()
+)
 
 
 def stream(rng: Random) -> Iterator[dict[str, list[str]]]:

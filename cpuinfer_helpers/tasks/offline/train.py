@@ -78,11 +78,15 @@ class Scores:
     files: dict[str, str]
 
     def __str__(self) -> str:
-        return (f"{self.task}: {self.metric} {self.heldout:.1f} held out, {self.prose:.1f} on prose "
-                f"(chance {self.chance:.1f}), trained in {self.training_seconds:.0f} s")
+        return (
+            f"{self.task}: {self.metric} {self.heldout:.1f} held out, {self.prose:.1f} on prose "
+            f"(chance {self.chance:.1f}), trained in {self.training_seconds:.0f} s"
+        )
 
 
-def score_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task_name: str, split: str) -> dict[str, float]:
+def score_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task_name: str, split: str
+) -> dict[str, float]:
     """Score a model on one data file, as `Task.evaluate` does.
 
     Parameters
@@ -145,11 +149,29 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         saved = type(model).from_pretrained(folder, torch_dtype=torch.float32).eval()
         found = {split: score_model(saved, vocabulary.make_tokenizer(task_name), task_name, split) for split in SPLITS}
-    details = {f"{split} {name}": round(value, 2) for split, scores in found.items() for name, value in scores.items()
-               if name != "score"}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    scores = Scores(task_name, METRIC[task_name], round(found["heldout"]["score"], 2), round(found["prose"]["score"], 2),
-                    round(chance_score(task_name, "heldout"), 2), details, round(seconds, 1), seed, versions, files)
+    details = {
+        f"{split} {name}": round(value, 2)
+        for split, scores in found.items()
+        for name, value in scores.items()
+        if name != "score"
+    }
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    scores = Scores(
+        task_name,
+        METRIC[task_name],
+        round(found["heldout"]["score"], 2),
+        round(found["prose"]["score"], 2),
+        round(chance_score(task_name, "heldout"), 2),
+        details,
+        round(seconds, 1),
+        seed,
+        versions,
+        files,
+    )
     logger.info("%s", scores)
     return scores
 
@@ -165,8 +187,12 @@ def save(model: PreTrainedModel, task_name: str, folder: Path) -> None:
     config = model.config.to_diff_dict()
     config.pop("dtype", None)
     config |= {"architectures": [type(model).__name__], "torch_dtype": "float32"}
-    tokenizer_config = {"tokenizer_class": "BertTokenizer", "do_lower_case": task_name != "token-classification", "strip_accents": True,
-                        "model_max_length": 512}
+    tokenizer_config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": task_name != "token-classification",
+        "strip_accents": True,
+        "model_max_length": 512,
+    }
     for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
         (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     vocabulary.make_tokenizer(task_name).backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

@@ -52,12 +52,37 @@ class Settings:
 
 # Chosen by trial: the three trainings together take under two minutes on two free cores.
 SETTINGS = {
-    "question-answering": Settings(hidden=128, layers=3, heads=4, intermediate=256, examples=25000, tokens=2000,
-                                   learning_rate=2.5e-3, matrix_rate=4e-3, swap_share=0.35),
-    "text-classification": Settings(hidden=64, layers=2, heads=4, intermediate=256, examples=56000, tokens=1200,
-                                    learning_rate=6e-3, matrix_rate=6e-3),
-    "token-classification": Settings(hidden=64, layers=3, heads=4, intermediate=256, examples=36000, tokens=1200,
-                                     learning_rate=2e-3, matrix_rate=4e-3),
+    "question-answering": Settings(
+        hidden=128,
+        layers=3,
+        heads=4,
+        intermediate=256,
+        examples=25000,
+        tokens=2000,
+        learning_rate=2.5e-3,
+        matrix_rate=4e-3,
+        swap_share=0.35,
+    ),
+    "text-classification": Settings(
+        hidden=64,
+        layers=2,
+        heads=4,
+        intermediate=256,
+        examples=56000,
+        tokens=1200,
+        learning_rate=6e-3,
+        matrix_rate=6e-3,
+    ),
+    "token-classification": Settings(
+        hidden=64,
+        layers=3,
+        heads=4,
+        intermediate=256,
+        examples=36000,
+        tokens=1200,
+        learning_rate=2e-3,
+        matrix_rate=4e-3,
+    ),
 }
 LABELS = {"text-classification": text_classification.LABELS, "token-classification": token_classification.LABELS}
 
@@ -67,15 +92,29 @@ def new_model(task_name: str, vocab_size: int, seed: int) -> PreTrainedModel:
     import transformers
 
     settings = SETTINGS[task_name]
-    classes = {"question-answering": transformers.BertForQuestionAnswering,
-               "text-classification": transformers.BertForSequenceClassification,
-               "token-classification": transformers.BertForTokenClassification}
+    classes = {
+        "question-answering": transformers.BertForQuestionAnswering,
+        "text-classification": transformers.BertForSequenceClassification,
+        "token-classification": transformers.BertForTokenClassification,
+    }
     labels = LABELS.get(task_name)
-    extra = {} if labels is None else {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    extra = (
+        {}
+        if labels is None
+        else {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    )
     config = transformers.BertConfig(
-        vocab_size=vocab_size, hidden_size=settings.hidden, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, intermediate_size=settings.intermediate, max_position_embeddings=512,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0, **extra)
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate,
+        max_position_embeddings=512,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+        **extra,
+    )
     model = classes[task_name](config)
     initialise(model, torch.Generator().manual_seed(seed))
     return model
@@ -97,8 +136,11 @@ class Pieces:
         starts = [number for number, piece in enumerate(pieces) if number > 4 and piece.isalpha() and piece.islower()]
         endings = [number for number, piece in enumerate(pieces) if piece.startswith("##")]
         common = set(words.COMMON)
-        kept = [number for number, piece in enumerate(pieces)
-                if number <= 4 or piece in common or not (piece.isalpha() or piece.startswith("##"))]
+        kept = [
+            number
+            for number, piece in enumerate(pieces)
+            if number <= 4 or piece in common or not (piece.isalpha() or piece.startswith("##"))
+        ]
         return cls(starts, endings, frozenset(endings), frozenset(kept))
 
     def exchange(self, number: int, rng: Random) -> int:
@@ -112,8 +154,14 @@ def question_examples(tokenizer: PreTrainedTokenizerBase, count: int, rng: Rando
     middle = question_answering.stream(rng, (4, 10))
     long = question_answering.stream(rng, (20, 34), 6)
     questions = [next(rng.choices((short, middle, long), (0.72, 0.25, 0.03))[0]) for _ in range(count)]
-    encoded = tokenizer([q.question for q in questions], [q.context for q in questions], truncation="only_second",
-                        max_length=384, stride=128, return_overflowing_tokens=True)
+    encoded = tokenizer(
+        [q.question for q in questions],
+        [q.context for q in questions],
+        truncation="only_second",
+        max_length=384,
+        stride=128,
+        return_overflowing_tokens=True,
+    )
     examples = []
     for index, sample in enumerate(encoded["overflow_to_sample_mapping"]):
         question = questions[sample]
@@ -122,7 +170,9 @@ def question_examples(tokenizer: PreTrainedTokenizerBase, count: int, rng: Rando
         if first is None or last is None:
             first = last = 0
         kinds, sentence = _hints(encoded, index, question)
-        examples.append(Example(encoded["input_ids"][index], encoded["token_type_ids"][index], [first, last], kinds, sentence))
+        examples.append(
+            Example(encoded["input_ids"][index], encoded["token_type_ids"][index], [first, last], kinds, sentence)
+        )
     return examples
 
 
@@ -162,16 +212,19 @@ class HintHeads(torch.nn.Module):
         """Sum of the cross entropies; hidden states are (examples, tokens, hidden), labels (examples, tokens)."""
         middle = hidden_states[-2]
         entropy = torch.nn.functional.cross_entropy
-        return (entropy(self.kind(middle).flatten(0, 1), kinds.flatten(), ignore_index=IGNORED)
-                + entropy(self.sentence(middle).flatten(0, 1), sentence.flatten(), ignore_index=IGNORED))
+        return entropy(self.kind(middle).flatten(0, 1), kinds.flatten(), ignore_index=IGNORED) + entropy(
+            self.sentence(middle).flatten(0, 1), sentence.flatten(), ignore_index=IGNORED
+        )
 
 
 def text_examples(tokenizer: PreTrainedTokenizerBase, count: int, rng: Random) -> list[Example]:
     """Encoded reviews."""
     reviews = [example for example, _ in zip(text_classification.stream(rng), range(count), strict=False)]
     encoded = tokenizer([review["text"] for review in reviews], truncation=True)
-    return [Example(ids, types, [text_classification.LABELS.index(review["label"])])
-            for ids, types, review in zip(encoded["input_ids"], encoded["token_type_ids"], reviews, strict=True)]
+    return [
+        Example(ids, types, [text_classification.LABELS.index(review["label"])])
+        for ids, types, review in zip(encoded["input_ids"], encoded["token_type_ids"], reviews, strict=True)
+    ]
 
 
 def token_examples(tokenizer: PreTrainedTokenizerBase, count: int, rng: Random) -> list[Example]:
@@ -205,7 +258,10 @@ def token_examples(tokenizer: PreTrainedTokenizerBase, count: int, rng: Random) 
 
 
 EXAMPLES: dict[str, Callable[[Any, int, Random], list[Example]]] = {
-    "question-answering": question_examples, "text-classification": text_examples, "token-classification": token_examples}
+    "question-answering": question_examples,
+    "text-classification": text_examples,
+    "token-classification": token_examples,
+}
 
 
 def batches(examples: Sequence[Example], tokens: int, rng: Random) -> list[list[Example]]:
@@ -220,9 +276,12 @@ def batches(examples: Sequence[Example], tokens: int, rng: Random) -> list[list[
     return result
 
 
-NAMED = frozenset(number for position, kind in enumerate(question_answering.KINDS)
-                  for number in (1 + 2 * position, 2 + 2 * position)
-                  if kind in ("person", "city", "country", "org", "river", "mountain", "bridge", "event", "called"))
+NAMED = frozenset(
+    number
+    for position, kind in enumerate(question_answering.KINDS)
+    for number in (1 + 2 * position, 2 + 2 * position)
+    if kind in ("person", "city", "country", "org", "river", "mountain", "bridge", "event", "called")
+)
 
 
 def swap_tokens(example: Example, rng: Random, share: float, pieces: Pieces) -> Example:
@@ -236,7 +295,9 @@ def swap_tokens(example: Example, rng: Random, share: float, pieces: Pieces) -> 
     pairs = list(zip(example.input_ids, example.token_type_ids, strict=True))
     asked = {token for token, segment in pairs if segment == 0}
     swappable = asked.intersection(token for token, segment in pairs if segment == 1)
-    swappable.update(token for token, kind in zip(example.input_ids[1:], example.kinds[1:], strict=True) if kind in NAMED)
+    swappable.update(
+        token for token, kind in zip(example.input_ids[1:], example.kinds[1:], strict=True) if kind in NAMED
+    )
     strength = rng.choice((0.3, 0.7, 1.0))
     swaps = {token: pieces.exchange(token, rng) for token in sorted(swappable - pieces.kept) if rng.random() < strength}
     return replace(example, input_ids=[swaps.get(token, token) for token in example.input_ids])
@@ -249,9 +310,11 @@ def collate(task_name: str, batch: Sequence[Example], rng: Random) -> dict[str, 
     def padded(rows: Sequence[list[int]], filler: int) -> torch.Tensor:
         return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
-    inputs = {"input_ids": padded([example.input_ids for example in batch], 0),
-              "token_type_ids": padded([example.token_type_ids for example in batch], 0),
-              "attention_mask": padded([[1] * len(example.input_ids) for example in batch], 0)}
+    inputs = {
+        "input_ids": padded([example.input_ids for example in batch], 0),
+        "token_type_ids": padded([example.token_type_ids for example in batch], 0),
+        "attention_mask": padded([[1] * len(example.input_ids) for example in batch], 0),
+    }
     # Positions up to 511 are all trained, though most examples are short: contexts start at a random place.
     start = torch.tensor([[rng.randint(0, 511 - longest) if rng.random() < 0.5 else 0] for _ in batch])
     moved = inputs["token_type_ids"] if task_name == "question-answering" else torch.ones_like(inputs["input_ids"])
@@ -301,7 +364,9 @@ def train(task_name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreT
         hints = HintHeads(settings.hidden) if task_name == "question-answering" else None
     parameters = [*model.parameters(), *(hints.parameters() if hints else ())]
     optimizers = _optimizers(model, hints, settings)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(plan))) for optimizer in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(plan))) for optimizer in optimizers
+    ]
     pieces = Pieces.of(tokenizer)
     with torch.enable_grad(), tqdm(plan, desc=task_name, unit="batch") as progress:
         for batch in progress:
@@ -322,9 +387,13 @@ def _optimizers(model: PreTrainedModel, hints: HintHeads | None, settings: Setti
     """Muon for the matrices of the layers, Adam for everything else."""
     matrices = [weight for weight in model.bert.encoder.parameters() if weight.dim() == 2]
     chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in (*model.parameters(), *(hints.parameters() if hints else ())) if id(weight) not in chosen]
-    return [Muon(matrices, lr=settings.matrix_rate, weight_decay=0.01),
-            torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
+    others = [
+        weight for weight in (*model.parameters(), *(hints.parameters() if hints else ())) if id(weight) not in chosen
+    ]
+    return [
+        Muon(matrices, lr=settings.matrix_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
 
 
 def _loss(model: PreTrainedModel, hints: HintHeads | None, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

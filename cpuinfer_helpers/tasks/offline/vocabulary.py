@@ -21,10 +21,14 @@ _CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation + "–
 def training_text(seed: int = 20243) -> list[str]:
     """Text drawn from the training generators, plus the word lists, from which the vocabulary is learned."""
     rng = Random(f"{seed} vocabulary")
-    lines = [" ".join(str(part) for part in (question.context, question.question))
-             for question, _ in zip(question_answering.stream(rng, (3, 8), 1), range(4000), strict=False)]
+    lines = [
+        " ".join(str(part) for part in (question.context, question.question))
+        for question, _ in zip(question_answering.stream(rng, (3, 8), 1), range(4000), strict=False)
+    ]
     lines += [example["text"] for example, _ in zip(text_classification.stream(rng), range(3000), strict=False)]
-    lines += [" ".join(example["tokens"]) for example, _ in zip(token_classification.stream(rng), range(3000), strict=False)]
+    lines += [
+        " ".join(example["tokens"]) for example, _ in zip(token_classification.stream(rng), range(3000), strict=False)
+    ]
     verbs = [form for forms in words.VERBS + words.PROCESSES for form in forms]
     nouns = words.AGENTS + words.OBJECTS + words.NATURE + words.ABSTRACT
     listed = words.COMMON + words.ADJECTIVES + words.MATERIALS + verbs + nouns

@@ -51,15 +51,33 @@ COUNTRIES = {
 }
 # Invented names are built from these; the two sets give names that cannot be the same.
 SYLLABLES = {
-    "train": ("bar bel bor cal car dal dor el fal fen gal gor hal har ist kel kor lan lor mar mel mor nar nel or per ral"
-              " ren ros sel sor tal tor val ver wes").split(),
+    "train": (
+        "bar bel bor cal car dal dor el fal fen gal gor hal har ist kel kor lan lor mar mel mor nar nel or per ral"
+        " ren ros sel sor tal tor val ver wes"
+    ).split(),
     "heldout": "ash bex dov fen gil hob jas kim lev mon nix pol quen rud sim tov vik wyn yar zed".split(),
 }
 NAME_ENDINGS = {
     "train": "a ia o us en in ia ath ford ton ham stad berg by mouth dale field wick holm port".split(),
     "heldout": "ley more wood worth den gate sen ski".split(),
 }
-_CONSONANTS = [*"bcdfghjklmnpqrstvwxyz", "br", "ch", "cl", "dr", "fl", "gr", "kr", "ph", "sh", "st", "th", "tr", "sch", "mc"]
+_CONSONANTS = [
+    *"bcdfghjklmnpqrstvwxyz",
+    "br",
+    "ch",
+    "cl",
+    "dr",
+    "fl",
+    "gr",
+    "kr",
+    "ph",
+    "sh",
+    "st",
+    "th",
+    "tr",
+    "sch",
+    "mc",
+]
 _VOWELS = [*"aeiouy", "ai", "ea", "ee", "ie", "oo", "ou", "au", "ar", "en", "il", "on", "ur"]
 
 AGENTS = """artist baker bishop botanist builder captain carpenter chemist clockmaker cook doctor driver engineer farmer
@@ -105,7 +123,9 @@ ABSTRACT = """accuracy agreement answer attack battle beauty calculation cause c
     transport treatment type value version view voice war wealth week weight winter world year""".split()
 
 # base, past, participle, -ing
-VERBS = [tuple(line.split()) for line in """
+VERBS = [
+    tuple(line.split())
+    for line in """
     abandon abandoned abandoned abandoning|admire admired admired admiring|attach attached attached attaching
     bring brought brought bringing|build built built building|burn burned burned burning|bury buried buried burying
     buy bought bought buying|carry carried carried carrying|carve carved carved carving|catch caught caught catching
@@ -135,9 +155,13 @@ VERBS = [tuple(line.split()) for line in """
     take took taken taking|test tested tested testing|throw threw thrown throwing|trade traded traded trading
     translate translated translated translating|transport transported transported transporting|tune tuned tuned tuning
     turn turned turned turning|use used used using|wash washed washed washing|weave wove woven weaving
-    weigh weighed weighed weighing|write wrote written writing""".replace("\n", "|").split("|") if line.strip()]
+    weigh weighed weighed weighing|write wrote written writing""".replace("\n", "|").split("|")
+    if line.strip()
+]
 # base, third person, participle, -ing: what things do to one another in nature and in machines
-PROCESSES = [tuple(line.split()) for line in """
+PROCESSES = [
+    tuple(line.split())
+    for line in """
     absorb absorbs absorbed absorbing|attract attracts attracted attracting|block blocks blocked blocking
     break breaks broken breaking|bend bends bent bending|cause causes caused causing|compress compresses compressed compressing
     contain contains contained containing|control controls controlled controlling|convert converts converted converting
@@ -149,7 +173,9 @@ PROCESSES = [tuple(line.split()) for line in """
     release releases released releasing|scatter scatters scattered scattering|separate separates separated separating
     slow slows slowed slowing|spread spreads spread spreading|stop stops stopped stopping|support supports supported supporting
     surround surrounds surrounded surrounding|tighten tightens tightened tightening|trap traps trapped trapping
-    warm warms warmed warming|wear wears worn wearing""".replace("\n", "|").split("|") if line.strip()]
+    warm warms warmed warming|wear wears worn wearing""".replace("\n", "|").split("|")
+    if line.strip()
+]
 
 REASONS = """the old one had burned down|the roof leaked|the river had flooded|there was not enough money|the war had begun
     prices had fallen|winter was coming|nobody else wanted the work|the king demanded it|the wood had started to rot
@@ -160,7 +186,9 @@ REASONS = """the old one had burned down|the roof leaked|the river had flooded|t
     it was lighter and stronger|fewer workers were needed|the law had changed|the memory was too slow
     they had run out of fuel|the noise frightened the horses|the sea had retreated|no other harbour was deep enough
     the two sides could not agree|the paint contained lead|insects had eaten the beams|it reflects most of the light
-    the signal was too weak|the doctors advised it|visitors kept getting lost|the tax on windows had risen""".split("\n")
+    the signal was too weak|the doctors advised it|visitors kept getting lost|the tax on windows had risen""".split(
+    "\n"
+)
 REASONS = [part.strip() for line in REASONS for part in line.split("|")]
 PURPOSES = """keep the rain out|pay for the new school|protect the crops from frost|make the journey shorter|warn passing ships
     grind more flour|save fuel|attract more visitors|hide it from the army|stop the wall from falling|measure the depth
@@ -190,12 +218,63 @@ UNITS = {
     "money": ["pounds", "dollars", "francs", "crowns"],
     "speed": ["kilometres per hour", "miles per hour", "metres per second"],
 }
-SMALL_NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "fifteen",
-                 "twenty", "thirty", "forty", "fifty", "sixty", "a hundred", "a thousand"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-          "November", "December"]
-ORG_ENDINGS = ["Institute", "Society", "Company", "Museum", "Foundation", "Bank", "Press", "Works", "Academy", "Laboratory",
-               "Railway", "Group", "Council", "Brothers", "University", "Observatory", "Shipyard", "Theatre", "Hospital", "Club"]
+SMALL_NUMBERS = [
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "fifteen",
+    "twenty",
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "a hundred",
+    "a thousand",
+]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+ORG_ENDINGS = [
+    "Institute",
+    "Society",
+    "Company",
+    "Museum",
+    "Foundation",
+    "Bank",
+    "Press",
+    "Works",
+    "Academy",
+    "Laboratory",
+    "Railway",
+    "Group",
+    "Council",
+    "Brothers",
+    "University",
+    "Observatory",
+    "Shipyard",
+    "Theatre",
+    "Hospital",
+    "Club",
+]
 
 
 def is_heldout_number(number: int) -> bool:
@@ -297,6 +376,7 @@ class NameBank:
 def every_name(split: str) -> set[str]:
     """All listed names of one split, as single words."""
     return {name for bank in (FIRST_NAMES, LAST_NAMES, CITIES, COUNTRIES) for name in bank[split]}
+
 
 # Everyday words of English that the vocabulary should hold whole.
 COMMON = """a about above according across after again against ago all almost along already also although always among an and

@@ -11,8 +11,11 @@ from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.tasks.offline import question_answering, text_classification, token_classification, vocabulary
 
 logger = logging.getLogger("cpuinfer_helpers")
-GENERATORS = {"question-answering": question_answering, "text-classification": text_classification,
-              "token-classification": token_classification}
+GENERATORS = {
+    "question-answering": question_answering,
+    "text-classification": text_classification,
+    "token-classification": token_classification,
+}
 
 
 def generated_files() -> dict[str, str]:
@@ -34,9 +37,14 @@ def _as_json(content: object) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=vocabulary.DATA, help="folder to write to (default: the package's)")
-    parser.add_argument("--vocabulary", action="store_true",
-                        help="learn vocab.txt anew as well; every checkpoint must then be trained again")
+    parser.add_argument(
+        "--output", type=Path, default=vocabulary.DATA, help="folder to write to (default: the package's)"
+    )
+    parser.add_argument(
+        "--vocabulary",
+        action="store_true",
+        help="learn vocab.txt anew as well; every checkpoint must then be trained again",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.output.mkdir(parents=True, exist_ok=True)

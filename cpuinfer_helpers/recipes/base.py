@@ -1,0 +1,152 @@
+"""What a recipe is, what a backend hands back, and how both become a drop-in model with a receipt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.machine import machine_report, version_tuple
+from cpuinfer_helpers.signature import BoundInputs
+
+Tensors = Mapping[str, torch.Tensor]
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is given.
+
+    Attributes
+    ----------
+    recipe
+        Name of the recipe, such as ``ipex-bf16``.
+    precision
+        ``fp32``, ``bf16`` or ``int8``.
+    model
+        The user's eager model in evaluation mode. A backend never changes it; see :mod:`recipes.copies`.
+    inputs
+        Example inputs: tensors by name, and plain values that become constants.
+    calibration
+        Inputs by name for static quantisation, a few dozen; empty where none were given.
+    """
+
+    recipe: str
+    precision: str
+    model: torch.nn.Module
+    inputs: BoundInputs
+    calibration: tuple[dict[str, torch.Tensor], ...] = ()
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, or None."""
+        return getattr(self.model, "config", None)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a backend hands back.
+
+    Attributes
+    ----------
+    answer
+        Called with tensors by name, always the example's names; returns every output tensor by the name that
+        :func:`~cpuinfer_helpers.outputs.take_apart` gives it, in any floating dtype.
+    runs
+        What answers now, in a few words: ``ScriptModule, frozen``, ``OpenVINO compiled model`` ...
+    module
+        The ScriptModule that runs, where there is one.
+    evidence
+        What was seen to run, as texts by name: executed precisions, counts of kernels ...
+    attention
+        Attention implementation of what runs; None for models that have none.
+    frozen, graph_nodes, weight_dtypes, linear_dtypes, warnings
+        For the receipt; see :class:`~cpuinfer_helpers.receipts.Receipt`.
+    """
+
+    answer: Callable[[dict[str, torch.Tensor]], Tensors]
+    runs: str
+    module: torch.jit.ScriptModule | None = None
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    attention: str | None = None
+    frozen: bool = False
+    graph_nodes: Mapping[str, int] = field(default_factory=dict)
+    weight_dtypes: Mapping[str, int] = field(default_factory=dict)
+    linear_dtypes: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to run a model: a name, what it needs, and a function that prepares a model.
+
+    Attributes
+    ----------
+    name
+        ``backend-precision``.
+    summary
+        What it does, in one line.
+    build
+        Prepares a model; raises whatever its backend raises.
+    needs
+        Distributions that it imports, with the lowest version where one is needed: ``openvino>=2024.4``.
+    obstacle
+        Further reasons why it cannot run here, found without importing anything heavy; None if there are none.
+    changes_process
+        What using it does to the whole process, for as long as that lives; empty if it does nothing.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[Request], Build]
+    needs: tuple[str, ...] = ()
+    obstacle: Callable[[], str | None] = lambda: None
+    changes_process: str = ""
+
+    @property
+    def backend(self) -> str:
+        """The part of the name before the precision."""
+        return self.name.rpartition("-")[0]
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``bf16`` or ``int8``."""
+        return self.name.rpartition("-")[2]
+
+    @property
+    def why_not(self) -> str | None:
+        """Why it cannot run here, or None if it can."""
+        for need in self.needs:
+            reason = _missing(need)
+            if reason:
+                return reason
+        return self.obstacle()
+
+    @property
+    def can_run(self) -> bool:
+        """Whether what it needs is here."""
+        return self.why_not is None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether this CPU lacks instructions for the recipe's precision, so that it runs slower than FP32."""
+        report = machine_report()
+        native = {"bf16": report.bf16_native, "int8": report.int8_native}
+        return not native.get(self.precision, True)
+
+
+def _missing(need: str) -> str | None:
+    """Why a requirement such as ``openvino>=2024.4`` is not met, or None if it is."""
+    name, operator, wanted = re.fullmatch(r"([\w.-]+?)(?:(>=|==)([\d.]+))?", need).groups()
+    try:
+        installed = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} is not installed; pip install {shlex.quote(need)}"
+    have, want = version_tuple(installed), version_tuple(wanted or "0")
+    fits = have[: len(want)] == want if operator == "==" else have >= want
+    return None if fits else f"{name} {installed} is installed, it needs {need}"

@@ -1,0 +1,82 @@
+"""Copies of a model that share its weights, so that a backend can change the copy and not the user's model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+
+def shared_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose modules are its own and whose parameters and buffers are the model's.
+
+    Replace its parameters or modules as you like; never write into a tensor of it.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+
+
+def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy with floating parameters and buffers of another dtype; tensors of that dtype already are shared."""
+    return shared_copy(model).to(dtype)
+
+
+def attention_of(model: torch.nn.Module) -> str | None:
+    """``eager``, ``sdpa`` ... of the model's configuration; None for models that have none."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def with_attention(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
+    """A copy that shares the model's weights and computes attention in another way.
+
+    Parameters
+    ----------
+    model
+        Any module. One that has no attention to choose is copied as it is.
+    implementation
+        ``eager``: matrix products and a softmax, which graph fusions look for. ``sdpa``: one fused operator.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode. :func:`attention_of` tells what it has: a model that does not support the implementation
+        keeps its own, with a log message.
+    """
+    current = attention_of(model)
+    if current is None or current == implementation:
+        return shared_copy(model)
+    try:
+        return _rebuilt(model, implementation)
+    except Exception as error:  # a constructor may refuse in any way; the receipt tells what it kept
+        logger.info("%s keeps its %s attention: %s", type(model).__name__, current, error)
+        return shared_copy(model)
+
+
+def _rebuilt(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
+    """Construct the class anew on the meta device, then hand it the model's own tensors.
+
+    Transformers 4 chooses attention classes in the constructor, so changing the configuration afterwards is too late.
+    """
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = implementation
+    with torch.device("meta"):
+        rebuilt = type(model)._from_config(config, attn_implementation=implementation)
+    for name, part in model.named_modules():
+        target = rebuilt.get_submodule(name)
+        for key, parameter in part._parameters.items():
+            target._parameters[key] = parameter
+        for key, buffer in part._buffers.items():
+            target._buffers[key] = buffer
+    _refuse_meta_tensors(rebuilt)
+    return rebuilt.eval()
+
+
+def _refuse_meta_tensors(model: torch.nn.Module) -> None:
+    left: list[Any] = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    left += [name for name, tensor in model.named_buffers() if tensor.is_meta]
+    if left:
+        raise ValueError(f"{left[0]} is not among the original's tensors")

@@ -1,0 +1,110 @@
+"""A model that a recipe has prepared, or the eager model that answers in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.outputs import OutputSpec, builder
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.signature import BoundInputs
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class PreparedModel(Displayed):
+    """A model prepared by a recipe, or the eager model that answers in its place; made by :meth:`Recipe.prepare`.
+
+    Call it with the keyword inputs of the example; it returns the model's own output class, in the model's own dtype,
+    without gradients.
+
+    Attributes
+    ----------
+    recipe : str
+        Name of the recipe that was asked for.
+    receipt : Receipt
+        What was requested and what was seen.
+    module : torch.jit.ScriptModule or None
+        The ScriptModule that runs, where there is one.
+    config
+        The model's configuration, as ``model.config``; None for models without one.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: str,
+        answer: Callable[[dict[str, torch.Tensor]], Tensors] | None,
+        model: torch.nn.Module | None,
+        inputs: BoundInputs,
+        spec: OutputSpec | None,
+        dtypes: Mapping[str, torch.dtype],
+        receipt: Receipt,
+        module: torch.jit.ScriptModule | None = None,
+        config: Any = None,
+    ) -> None:
+        self.recipe = recipe
+        self.receipt = receipt
+        self.module = module
+        self.config = config
+        self._answer = answer
+        self._model = model
+        self._inputs = inputs
+        self._names = inputs.tensors.keys()
+        self._build = builder(spec) if spec else None
+        self._dtypes = dict(dtypes)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether calls run what the recipe made; False if the eager model answers in its place."""
+        return self._answer is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the eager model answers, or None."""
+        return self.receipt.reason
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the tensors that a call takes."""
+        return tuple(self._names)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        **inputs
+            Tensors by the names of the example, in any batch size and length that the model takes.
+
+        Returns
+        -------
+        The model's own output class.
+
+        Raises
+        ------
+        InputError
+            If an input is missing or unknown, or is a constant with another value.
+        """
+        if inputs.keys() != self._names:
+            inputs = self._inputs.only_tensors(inputs)
+        with torch.no_grad():
+            if self._answer is None:
+                return self._model(**inputs, **self._inputs.constants)
+            return self._build(self._in_own_dtype(self._answer(inputs)))
+
+    def _in_own_dtype(self, outputs: Tensors) -> dict[str, torch.Tensor]:
+        return {name: outputs[name].to(dtype) for name, dtype in self._dtypes.items()}
+
+    def __str__(self) -> str:
+        if not self.prepared:
+            return f"{self.recipe}: NOT prepared, the eager model answers, because {self.reason}"
+        checked = "verified" if self.receipt.verified else "not verified"
+        return f"{self.recipe}: {self.receipt.runs}, {checked} ({self.receipt.checks_summary()})"
+
+    def table(self) -> Table:
+        """The receipt's table."""
+        return self.receipt.table()
