@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ from cpuinfer_helpers.machine import native_stderr_logged
 
 # The profiling executor records shapes on the first calls and optimises after them (FACTS: two to three calls).
 CALLS_UNTIL_OPTIMISED = 3
+# Operators that hold others which run as one kernel.
+PARTITIONS = ("prim::oneDNNFusionGroup", "ipex::LlgaFusionGroup")
+# What decides between an optimised branch and its fallback.
+_GUARDS = (
+    "prim::oneDNNFusionGuard",
+    "prim::TypeCheck",
+    "prim::RequiresGradCheck",
+    "prim::TensorExprDynamicGuard",
+    "ipex::LlgaFusionGuard",
+)
 _LINEAR_EVENTS = ("aten::linear", "aten::mkldnn_linear", "mkldnn::_linear_pointwise")
 _PROFILER_DTYPES = {
     "float": "float32",
@@ -61,6 +72,42 @@ def walk(block: Any) -> Iterator[Any]:
             yield from walk(node.g("Subgraph"))
 
 
+def executed_nodes(block: Any) -> Iterator[Node]:
+    """The nodes that calls run, in order, each with whether every call runs it exactly once.
+
+    The fallback branch behind a guard is left out, and so is what is inside a partition: both repeat operators that
+    already stand there once. Nodes in loops and in branches that the data decide are yielded as not certain.
+
+    Parameters
+    ----------
+    block
+        An executed graph, or a block of it.
+    """
+    for node in block.nodes():
+        yield Node(node, True)
+        if node.kind() not in PARTITIONS and node.hasAttribute("Subgraph"):
+            yield from executed_nodes(node.g("Subgraph"))
+        blocks = list(node.blocks())
+        if node.kind() == "prim::If" and node.inputsAt(0).node().kind() in _GUARDS:
+            yield from executed_nodes(blocks[0])
+        else:
+            for inner in blocks:
+                yield from (replace(found, certain=False) for found in executed_nodes(inner))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of an executed graph; ``certain`` tells that every call runs it exactly once."""
+
+    node: Any
+    certain: bool
+
+    @property
+    def kind(self) -> str:
+        """Kind of the node, such as ``aten::linear``."""
+        return self.node.kind()
+
+
 def node_counts(graph: torch.Graph) -> dict[str, int]:
     """How often each kind of node stands in the graph, most frequent first; constants are left out."""
     counts = Counter(node.kind() for node in walk(graph) if node.kind() != "prim::Constant")
@@ -92,6 +139,25 @@ def linear_dtypes(module: torch.jit.ScriptModule, inputs: Mapping[str, torch.Ten
     events = (event for event in profiler.profiler.kineto_results.events() if event.name() in _LINEAR_EVENTS)
     names = Counter(str(event.dtypes()[0]) for event in events)
     return {_PROFILER_DTYPES.get(name, name): count for name, count in names.most_common()}
+
+
+@contextmanager
+def onednn_fusion(*, jit_autocast: bool) -> Iterator[None]:
+    """Let TorchScript optimise with oneDNN Graph; both switches are put back afterwards.
+
+    Parameters
+    ----------
+    jit_autocast
+        Whether TorchScript's own autocast pass runs. It must not for a module whose weights are in BF16.
+    """
+    fusion = torch.jit.onednn_fusion_enabled()
+    autocast = torch._C._jit_set_autocast_mode(jit_autocast)
+    torch.jit.enable_onednn_fusion(True)
+    try:
+        yield
+    finally:
+        torch.jit.enable_onednn_fusion(fusion)
+        torch._C._jit_set_autocast_mode(autocast)
 
 
 @contextmanager

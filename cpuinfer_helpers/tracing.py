@@ -304,6 +304,23 @@ def trace_model(
         return job.fallback(reason)
 
 
+def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit.ScriptModule, tuple[str, ...]]:
+    """Trace and freeze a model, named inputs and a flat dictionary of outputs, without calling the result.
+
+    Returns
+    -------
+    module : torch.jit.ScriptModule
+    warnings : tuple of str
+        Those that tracing raised.
+    """
+    recorded: list[str] = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
+        adapter = named_inputs(model, inputs)
+        module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
+        module = torch.jit.freeze(module)
+    return module, tuple(dict.fromkeys(recorded))
+
+
 @dataclass
 class _Job:
     """One request to trace a model: carries what is seen on the way into the receipt."""

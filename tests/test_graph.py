@@ -69,6 +69,37 @@ def test_nodes_of_nested_blocks_count() -> None:
     assert not any(node.kind() == "aten::sin" for node in module.graph.nodes())
 
 
+def test_executed_nodes_know_what_is_certain() -> None:
+    module = torch.jit.script(Branches())
+    certain = {node.kind: node.certain for node in graph.executed_nodes(module.graph)}
+    assert next(node.certain for node in graph.executed_nodes(module.graph) if node.kind == "prim::If")
+    assert (certain["aten::sin"], certain["aten::tan"]) == (False, False)
+
+
+def test_executed_nodes_leave_fallbacks_and_insides_of_partitions_out(eager_bert, bert_inputs: Inputs) -> None:
+    with graph.onednn_fusion(jit_autocast=True):
+        ran = graph.executed_graph(frozen(eager_bert, bert_inputs), bert_inputs)
+    kinds = [node.kind for node in graph.executed_nodes(ran)]
+    assert kinds.count("prim::oneDNNFusionGroup") == graph.node_counts(ran)["prim::oneDNNFusionGroup"]
+    assert graph.node_counts(ran)["aten::linear"] == LINEAR_LAYERS
+    assert "aten::linear" not in kinds
+    assert "prim::CallFunction" not in kinds
+    assert all(node.certain for node in graph.executed_nodes(ran))
+
+
+def test_onednn_fusion_is_switched_back() -> None:
+    def switches() -> tuple[bool, bool]:
+        mode = torch._C._jit_set_autocast_mode(True)
+        torch._C._jit_set_autocast_mode(mode)
+        return torch.jit.onednn_fusion_enabled(), mode
+
+    before = switches()
+    with pytest.raises(KeyError), graph.onednn_fusion(jit_autocast=not before[1]):
+        assert switches() == (True, not before[1])
+        raise KeyError
+    assert switches() == before
+
+
 def test_nodes_of_fused_subgraphs_count() -> None:
     fused = torch._C.parse_ir(
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -391,3 +392,30 @@ def test_native_stderr_goes_to_the_log(caplog: pytest.LogCaptureFixture, capfd: 
         os.write(2, b"afterwards\n")
     assert "from a library" in caplog.text
     assert capfd.readouterr().err == "afterwards\n"
+
+
+def _page_faults_of_a_large_tensor() -> int:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(64 * 2**20, dtype=torch.uint8).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_only_inside_the_block():
+    with machine.freed_memory_kept() as kept:
+        _page_faults_of_a_large_tensor()
+        inside = _page_faults_of_a_large_tensor()
+    _page_faults_of_a_large_tensor()
+    outside = _page_faults_of_a_large_tensor()
+
+    assert kept
+    # 64 MiB are 16384 pages; huge pages would make it fewer, but never as few as none.
+    assert inside < 20 < outside
+
+
+def test_freed_memory_is_left_alone_where_the_c_library_cannot_keep_it(monkeypatch):
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    with machine.freed_memory_kept() as kept:
+        assert not kept

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine import machine_report, version_tuple
 from cpuinfer_helpers.signature import BoundInputs
 
@@ -142,7 +143,10 @@ class Recipe:
 
 def _missing(need: str) -> str | None:
     """Why a requirement such as ``openvino>=2024.4`` is not met, or None if it is."""
-    name, operator, wanted = re.fullmatch(r"([\w.-]+?)(?:(>=|==)([\d.]+))?", need).groups()
+    parts = re.fullmatch(r"([\w.-]+?)(?:(>=|==)([\d.]+))?", need)
+    if parts is None:
+        raise InputError(f"a recipe needs {need!r}, which is not understood; write name, name>=1.2 or name==1.2")
+    name, operator, wanted = parts.groups()
     try:
         installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -21,8 +21,21 @@ def shared_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """A copy with floating parameters and buffers of another dtype; tensors of that dtype already are shared."""
-    return shared_copy(model).to(dtype)
+    """A copy with floating parameters and buffers of another dtype; all other tensors are shared."""
+    copied = shared_copy(model)
+    cast: dict[int, torch.Tensor] = {}
+    for part in copied.modules():
+        # Module.to() would cast the parameters themselves, which are the user's model's too.
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_floating_point():
+                    tensors[name] = cast.setdefault(id(tensor), _cast(tensor, dtype))
+    return copied
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    cast = tensor.detach().to(dtype)
+    return torch.nn.Parameter(cast, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else cast
 
 
 def attention_of(model: torch.nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.adapter import eager_answers, named_inputs
-from cpuinfer_helpers.errors import InputError, RecipeError, TraceError, first_line
+from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
@@ -135,15 +135,23 @@ class _Job:
         return adapter.spec
 
     def _build(self, names: Sequence[str]) -> Build:
+        before = _fingerprint(self.request.model)
         started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 build = self.recipe.build(self.request)
                 first = build.answer(dict(self.request.inputs.tensors))
+        except RecipeError:
+            raise
         except Exception as error:  # the model's Python and a compiler run here: anything may be raised
             raise RecipeError(f"{self.recipe.backend} fails: {first_line(error)}") from error
         finally:
             self.seconds = time.perf_counter() - started
+        if _fingerprint(self.request.model) != before:
+            raise CpuInferError(
+                f"{self.recipe.name} has changed the model that it was given, which no recipe may do: load the model "
+                "anew, and have the recipe work on a copy (recipes.copies)"
+            )
         missing = [name for name in names if name not in first]
         if missing:
             raise RecipeError(f"{self.recipe.backend} does not return {missing[0]!r}; it returns {', '.join(first)}")
@@ -218,6 +226,12 @@ class _Job:
         kept = set(spec.tensor_names())
         missing = (name.split(".")[0] for name in self.expected if name not in kept)
         return tuple(dict.fromkeys((*spec.left_out(), *missing)))
+
+
+def _fingerprint(model: torch.nn.Module) -> dict[str, tuple[torch.dtype, int, int]]:
+    """Dtype, address and version of every parameter and buffer: what an in-place change or a cast alters."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: (tensor.dtype, tensor.data_ptr(), tensor._version) for name, tensor in tensors}
 
 
 def _warn_of_process(recipe: Recipe) -> None:

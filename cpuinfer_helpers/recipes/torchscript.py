@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import torch
 
+from cpuinfer_helpers import graph
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.copies import attention_of
-from cpuinfer_helpers.tracing import TracedModel, trace_model
+from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.tracing import frozen_trace
 
 
 def _build_fp32(request: Request) -> Build:
-    return build_of_trace(trace(request, request.model), request.model)
+    return build_of_trace(*frozen_trace(request.model, request.inputs), request.model, request.inputs)
 
 
 def _build_bf16(request: Request) -> Build:
     # Autocast's weight cache would become constants of the graph (FACTS section 3, item 6).
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-        traced = trace(request, request.model)
-    return build_of_trace(traced, request.model)
+        traced = frozen_trace(request.model, request.inputs)
+    # Looked at outside of autocast, as calls run it: TorchScript makes another plan for calls under autocast.
+    return build_of_trace(*traced, request.model, request.inputs)
 
 
-def trace(request: Request, model: torch.nn.Module) -> TracedModel:
-    """Trace and freeze a model with the request's inputs; the recipe's own verification comes later."""
-    inputs = {**request.inputs.tensors, **request.inputs.constants}
-    return trace_model(model, inputs, verify=False, on_failure="raise")
-
-
-def build_of_trace(traced: TracedModel, model: torch.nn.Module, **changes: object) -> Build:
-    """What a backend that ends in a traced module hands back; ``changes`` replace fields."""
-    module, seen = traced.module, traced.receipt
-    fields = {
-        "answer": lambda tensors: module(**tensors),
-        "runs": "ScriptModule, frozen",
-        "module": module,
-        "attention": attention_of(model),
-        "frozen": seen.frozen,
-        "graph_nodes": seen.graph_nodes,
-        "weight_dtypes": seen.weight_dtypes,
-        "linear_dtypes": seen.linear_dtypes,
-        "warnings": seen.warnings,
-    }
-    return Build(**{**fields, **changes})
+def build_of_trace(
+    module: torch.jit.ScriptModule, warnings: tuple[str, ...], model: torch.nn.Module, inputs: BoundInputs
+) -> Build:
+    """What a backend that ends in a frozen trace hands back, with what was seen of it on the example."""
+    ran = graph.executed_graph(module, inputs.tensors)
+    return Build(
+        answer=lambda tensors: module(**tensors),
+        runs="ScriptModule, frozen",
+        module=module,
+        attention=attention_of(model),
+        frozen=True,
+        graph_nodes=graph.node_counts(ran),
+        weight_dtypes=graph.weight_dtypes(module, ran),
+        linear_dtypes=graph.linear_dtypes(module, inputs.tensors),
+        warnings=warnings,
+    )
 
 
 RECIPES = (

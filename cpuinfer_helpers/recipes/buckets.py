@@ -1,0 +1,113 @@
+"""Pad every call to the next of a few lengths, so that a backend that specialises on shapes sees few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.outputs import take_apart
+from cpuinfer_helpers.recipes.base import Request, Tensors
+
+Answer = Callable[[dict[str, torch.Tensor]], Tensors]
+
+# Lengths are padded to a multiple of this: 8 columns on average, 5% of a sequence of 160.
+BUCKET_STEP = 16
+
+
+@dataclass(frozen=True)
+class LengthBuckets:
+    """Pads inputs to the next bucket, and cuts the outputs to the length that came in.
+
+    Attributes
+    ----------
+    answer
+        Called with padded tensors by name.
+    fill
+        By name of each input that is as long as the sequence: what its padding is made of.
+    length_dims
+        By name of each output: the dimensions that are as long as the sequence.
+    longest
+        Largest length that the model takes, or None.
+    step
+        Buckets are the multiples of this.
+    """
+
+    answer: Answer
+    fill: Mapping[str, int]
+    length_dims: Mapping[str, tuple[int, ...]]
+    longest: int | None
+    step: int = BUCKET_STEP
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> Tensors:
+        """Answer with the real length."""
+        length = tensors["attention_mask"].shape[1]
+        bucket = self.bucket_of(length)
+        if bucket == length:
+            return self.answer(tensors)
+        outputs = self.answer({name: self._padded(name, tensor, bucket) for name, tensor in tensors.items()})
+        return {name: self._cut(name, tensor, length) for name, tensor in outputs.items()}
+
+    def bucket_of(self, length: int) -> int:
+        """The length that a sequence is padded to."""
+        bucket = -(-length // self.step) * self.step
+        return bucket if self.longest is None else max(length, min(bucket, self.longest))
+
+    def _padded(self, name: str, tensor: torch.Tensor, bucket: int) -> torch.Tensor:
+        if name not in self.fill:
+            return tensor
+        padding = (0, 0) * (tensor.dim() - 2) + (0, bucket - tensor.shape[1])
+        return torch.nn.functional.pad(tensor, padding, value=self.fill[name])
+
+    def _cut(self, name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:
+        for dim in self.length_dims[name]:
+            tensor = tensor.narrow(dim, 0, length)
+        return tensor
+
+
+def with_buckets(request: Request, answer: Answer) -> Answer:
+    """Put length buckets in front of a backend where the inputs can be padded, else return it as it is.
+
+    They can if there is an attention mask of (batch, length), and no input has the length in a later dimension.
+    """
+    mask = request.inputs.tensors.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return answer
+    length = mask.shape[1]
+    if any(length in tensor.shape[2:] for tensor in request.inputs.tensors.values()):
+        return answer
+    pad_token = getattr(request.config, "pad_token_id", None) or 0
+    fill = {
+        name: pad_token if name == "input_ids" else 0
+        for name, tensor in request.inputs.tensors.items()
+        if tensor.dim() >= 2 and tensor.shape[1] == length
+    }
+    return LengthBuckets(answer, fill, _length_dims(request, tuple(fill)), _longest(request.config))
+
+
+def _longest(config: Any) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 2:
+        return None
+    # RoBERTa and its kin number positions from two; for others, two tokens more are not padded to.
+    return positions - 2
+
+
+def _length_dims(request: Request, sequences: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Which dimensions of each output follow the length: those that differ between two short lengths."""
+    length = request.inputs.tensors["attention_mask"].shape[1]
+    shapes = [_output_shapes(request, sequences, cut) for cut in (min(length, 11), min(length, 7))]
+    return {
+        name: tuple(dim for dim, (one, other) in enumerate(zip(shape, shapes[1][name], strict=True)) if one != other)
+        for name, shape in shapes[0].items()
+    }
+
+
+def _output_shapes(request: Request, sequences: tuple[str, ...], length: int) -> dict[str, torch.Size]:
+    inputs = {
+        name: tensor[:, :length] if name in sequences else tensor for name, tensor in request.inputs.tensors.items()
+    }
+    outputs, _ = take_apart(request.model(**inputs, **request.inputs.constants))
+    return {name: tensor.shape for name, tensor in outputs.items()}

@@ -1,0 +1,164 @@
+"""TorchScript with stock PyTorch's oneDNN: linear layers packed once, attention and norms fused by oneDNN Graph.
+
+oneDNN Graph compiles for the shapes that it has seen. Left alone with the linear layers, it would pack their weights
+anew for each length. So the layers are packed before, for all lengths, and only what has no weights is compiled for
+each shape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from threading import Lock
+
+import torch
+
+from cpuinfer_helpers import graph
+from cpuinfer_helpers.errors import first_line
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
+from cpuinfer_helpers.recipes.buckets import with_buckets
+from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, with_attention
+from cpuinfer_helpers.recipes.rewriting import Rewritten, as_function, pack_linears
+from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.tracing import frozen_trace
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_PARTITION = "prim::oneDNNFusionGroup"
+# A shape costs a copy of the graph, no weights: under a megabyte for BERT-base.
+_SHAPES_KEPT = 64
+
+
+class PerShape:
+    """Runs one graph, compiled apart for each shape of its inputs, with one copy of the weights.
+
+    Parameters
+    ----------
+    module
+        The frozen module whose graph it is; runs the shapes of the example.
+    example
+        Tensors by name, in the order of the graph's inputs.
+    weights
+        The module's attributes by name, shared by all shapes.
+    dtype
+        Floating inputs are cast to it.
+    """
+
+    def __init__(
+        self,
+        module: torch.jit.ScriptModule,
+        example: Mapping[str, torch.Tensor],
+        weights: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self._names = tuple(example)
+        self._weights = tuple(weights.values())
+        self._graph = as_function(module, tuple(weights))
+        self._dtype = dtype
+        self._example_shape = self._shape_of(example)
+        self._module = module
+        self._functions: OrderedDict[tuple[torch.Size, ...], torch.jit.ScriptFunction] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> Tensors:
+        """Answer; the first two calls of a new shape are slower, while its graph is profiled and compiled."""
+        tensors = {name: self._cast(tensors[name]) for name in self._names}
+        shape = self._shape_of(tensors)
+        with graph.onednn_fusion(jit_autocast=False):
+            if shape == self._example_shape:
+                return self._module(**tensors)
+            return self._function(shape)(*tensors.values(), *self._weights)
+
+    def _function(self, shape: tuple[torch.Size, ...]) -> torch.jit.ScriptFunction:
+        with self._lock:
+            if shape not in self._functions:
+                self._functions[shape] = torch._C._create_function_from_graph("forward", self._graph.copy())
+                if len(self._functions) > _SHAPES_KEPT:
+                    self._functions.popitem(last=False)
+            self._functions.move_to_end(shape)
+            return self._functions[shape]
+
+    def _shape_of(self, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Size, ...]:
+        return tuple(tensors[name].shape for name in self._names)
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def _build_fp32(request: Request) -> Build:
+    return _build(request, torch.float32)
+
+
+def _build_bf16(request: Request) -> Build:
+    return _build(request, torch.bfloat16)
+
+
+def _build(request: Request, dtype: torch.dtype) -> Build:
+    model = with_attention(request.model, "eager")
+    if dtype is not torch.float32:
+        model = cast_copy(model, dtype)
+    example = {n: t.to(dtype) if t.is_floating_point() else t for n, t in request.inputs.tensors.items()}
+    inputs = BoundInputs(example, request.inputs.constants)
+    try:
+        module, rewritten, warnings = _packed_trace(model, inputs, fuse_additions=True)
+    except RuntimeError as error:
+        # The kernel adds equal shapes only, and whether an addition broadcasts is not seen before it runs.
+        logger.info("%s: additions are left alone: %s", request.recipe, first_line(error))
+        module, rewritten, warnings = _packed_trace(model, inputs, fuse_additions=False)
+    per_shape = PerShape(module, example, rewritten.weights, dtype)
+    with graph.onednn_fusion(jit_autocast=False):
+        ran = graph.executed_graph(module, example)
+        linear_dtypes = graph.linear_dtypes(module, example)
+    nodes = graph.node_counts(ran)
+    return Build(
+        answer=with_buckets(request, per_shape),
+        runs="ScriptModule, frozen, linear layers packed for oneDNN",
+        module=module,
+        evidence={"linear layers": str(rewritten), "oneDNN Graph partitions": str(nodes.get(_PARTITION, 0))},
+        attention=attention_of(model),
+        frozen=True,
+        graph_nodes=nodes,
+        weight_dtypes=_weight_dtypes(rewritten, graph.weight_dtypes(module, ran)),
+        linear_dtypes=linear_dtypes,
+        warnings=warnings,
+    )
+
+
+def _packed_trace(
+    model: torch.nn.Module, inputs: BoundInputs, *, fuse_additions: bool
+) -> tuple[torch.jit.ScriptModule, Rewritten, tuple[str, ...]]:
+    """Trace, rewrite, and make the calls after which the module runs what oneDNN Graph has made of it."""
+    module, warnings = frozen_trace(model, inputs)
+    rewritten = pack_linears(module, fuse_additions=fuse_additions)
+    with graph.onednn_fusion(jit_autocast=False):
+        graph.executed_graph(module, inputs.tensors)
+    return module, rewritten, warnings
+
+
+def _weight_dtypes(rewritten: Rewritten, others: Mapping[str, int]) -> dict[str, int]:
+    packed = Counter(str(weight.dtype).removeprefix("torch.") for weight in rewritten.weights.values())
+    return dict((packed + Counter(others)).most_common())
+
+
+def _no_bf16_kernels() -> str | None:
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "oneDNN has no BF16 kernels for this CPU: they need AVX512 or AVX-NE-CONVERT"
+
+
+def _no_onednn() -> str | None:
+    return None if torch.backends.mkldnn.is_available() else "this build of PyTorch has no oneDNN"
+
+
+RECIPES = (
+    Recipe(
+        "onednn-graph-fp32", "traced, linear layers packed, the rest by oneDNN Graph", _build_fp32, obstacle=_no_onednn
+    ),
+    Recipe(
+        "onednn-graph-bf16",
+        "the same with weights and activations in BF16",
+        _build_bf16,
+        obstacle=lambda: _no_onednn() or _no_bf16_kernels(),
+    ),
+)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cpuinfer_helpers.recipes.base import Request
+from cpuinfer_helpers.recipes.buckets import LengthBuckets, with_buckets
+from cpuinfer_helpers.signature import bind_inputs
+
+
+class Recording:
+    """A model's answers, with a note of the shapes that were asked for."""
+
+    def __init__(self, model):
+        self.model, self.shapes = model, []
+
+    def __call__(self, tensors):
+        self.shapes.append(tuple(tensors["input_ids"].shape))
+        with torch.no_grad():
+            output = self.model(**tensors)
+        return {"start_logits": output.start_logits, "end_logits": output.end_logits}
+
+
+@pytest.fixture
+def bucketed(bert, bert_inputs):
+    answer = Recording(bert)
+    request = Request("test-fp32", "fp32", bert, bind_inputs(bert, bert_inputs))
+    with torch.no_grad():
+        return with_buckets(request, answer), answer
+
+
+def test_lengths_are_padded_to_the_next_bucket_and_cut_again(bucketed, bert, new_inputs):
+    answer, inner = bucketed
+    inputs = new_inputs(3, 21, padding=4)
+    with torch.no_grad():
+        expected = bert(**inputs).start_logits
+    seen = answer(inputs)["start_logits"]
+
+    assert inner.shapes == [(3, 32)]
+    assert seen.shape == expected.shape
+    valid = inputs["attention_mask"].bool()
+    # Masked columns weigh nothing; what remains is the order of a few sums.
+    torch.testing.assert_close(seen[valid], expected[valid], atol=1e-5, rtol=0)
+
+
+def test_a_length_that_is_a_bucket_is_not_touched(bucketed, new_inputs):
+    answer, inner = bucketed
+    inputs = new_inputs(2, 32)
+    inner.shapes.clear()
+    answer(inputs)
+
+    assert inner.shapes == [(2, 32)]
+
+
+def test_nothing_is_padded_beyond_what_the_model_takes(bucketed, new_inputs):
+    answer, inner = bucketed  # The small model has 64 positions.
+    assert answer.bucket_of(60) == 62
+    assert answer.bucket_of(63) == 63
+    assert answer(new_inputs(1, 63))["start_logits"].shape == (1, 63)
+    assert inner.shapes == [(1, 63)]
+
+
+def test_inputs_without_a_mask_are_not_padded(bert, bert_inputs):
+    del bert_inputs["attention_mask"]
+    answer = Recording(bert)
+    request = Request("test-fp32", "fp32", bert, bind_inputs(bert, bert_inputs))
+
+    assert with_buckets(request, answer) is answer
+
+
+def test_only_dimensions_that_follow_the_length_are_cut():
+    def answer(tensors):
+        length = tensors["attention_mask"].shape[1]
+        return {"square": torch.ones(1, length, length), "pooled": torch.ones(1, 16)}
+
+    buckets = LengthBuckets(answer, {"attention_mask": 0}, {"square": (1, 2), "pooled": ()}, longest=None)
+    outputs = buckets({"attention_mask": torch.ones(1, 11)})
+
+    assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {"square": (1, 11, 11), "pooled": (1, 16)}

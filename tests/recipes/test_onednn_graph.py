@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers.recipes import onednn_graph
+
+NO_BF16 = cpu.get_recipe("onednn-graph-bf16").why_not
+NAMES = [
+    "onednn-graph-fp32",
+    pytest.param("onednn-graph-bf16", marks=pytest.mark.skipif(NO_BF16 is not None, reason=str(NO_BF16))),
+]
+# FP32: the same products summed in another order. BF16: 8 bits of each of the few products in a row.
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def prepared(request, bert):
+    return cpu.prepare(request.param, bert, _inputs(2, 12), on_failure="raise")
+
+
+def _inputs(batch, length, padding=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 120, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if padding:
+        mask[1:, -padding:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+def _error(prepared, model, inputs):
+    with torch.no_grad():
+        expected = model(**inputs)
+    seen = prepared(**inputs)
+    valid = inputs["attention_mask"].bool()
+    return max((seen[name] - expected[name])[valid].abs().max().item() for name in ("start_logits", "end_logits"))
+
+
+@pytest.mark.parametrize(("batch", "length", "padding"), [(1, 1, 0), (1, 16, 0), (3, 17, 4), (2, 33, 0), (5, 64, 20)])
+def test_any_shape_gives_the_models_answers_in_the_models_shape(prepared, bert, batch, length, padding):
+    inputs = _inputs(batch, length, padding, seed=length)
+
+    for _ in range(4):
+        assert prepared(**inputs).start_logits.shape == (batch, length)
+        assert _error(prepared, bert, inputs) < TOLERANCE[prepared.recipe.rpartition("-")[2]]
+
+
+def test_the_receipt_tells_what_was_packed_and_fused(prepared):
+    receipt = prepared.receipt
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[prepared.recipe.rpartition("-")[2]]
+
+    # Two layers with four products each: queries, keys and values in one; output; GELU; the second addition.
+    assert receipt.evidence["linear layers"] == "8 packed, 2 of them several in one, 2 with GELU, 4 with addition"
+    assert receipt.linear_dtypes[dtype] >= 8
+    assert list(receipt.weight_dtypes) == [dtype]
+    assert int(receipt.evidence["oneDNN Graph partitions"]) >= 2
+    assert receipt.attention_implementation == "eager"
+    assert receipt.verified
+
+
+def test_global_switches_and_the_model_are_left_as_they_were(bert):
+    before = {name: (tensor.dtype, tensor.data_ptr()) for name, tensor in bert.state_dict().items()}
+    autocast = torch._C._jit_set_autocast_mode(True)
+    try:
+        for name in ("onednn-graph-fp32", "onednn-graph-bf16"):
+            cpu.prepare(name, bert, _inputs(2, 12), verify=False)(**_inputs(1, 9))
+        assert not torch.jit.onednn_fusion_enabled()
+        assert torch._C._jit_set_autocast_mode(True) is True
+    finally:
+        torch._C._jit_set_autocast_mode(autocast)
+
+    assert {name: (tensor.dtype, tensor.data_ptr()) for name, tensor in bert.state_dict().items()} == before
+
+
+def test_shapes_share_one_copy_of_the_weights(bert, monkeypatch):
+    packed = []
+    pack = torch.ops.mkldnn._reorder_linear_weight
+
+    def counted(weight, batch):
+        packed.append(weight.shape)
+        return pack(weight, batch)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", counted)
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
+    for length in (5, 20, 40):
+        prepared(**_inputs(1, length))
+
+    assert len(packed) == 8
+
+
+def test_no_more_shapes_are_kept_than_allowed(bert, monkeypatch):
+    monkeypatch.setattr(onednn_graph, "_SHAPES_KEPT", 2)
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
+
+    for batch in (1, 3, 4, 5, 1):
+        assert _error(prepared, bert, _inputs(batch, 12)) < 1e-5
+    assert len(prepared._answer.answer._functions) == 2
+
+
+def test_an_addition_that_broadcasts_is_not_fused():
+    class Broadcasting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)
+
+        def forward(self, features, offset):
+            return self.second(self.first(features) + offset)
+
+    torch.manual_seed(0)
+    model = Broadcasting().eval()
+    inputs = {"features": torch.randn(4, 6, 32), "offset": torch.randn(4, 1, 32)}
+    prepared = cpu.prepare("onednn-graph-fp32", model, inputs, on_failure="raise")
+
+    assert prepared.receipt.evidence["linear layers"].endswith("0 with addition")
+    torch.testing.assert_close(prepared(**inputs), model(**inputs), atol=1e-5, rtol=0)
+
+
+def test_weights_used_twice_and_models_without_a_mask_work():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(32, 32, bias=False)
+
+        def forward(self, features):
+            once = self.layer(features)
+            return {"once": once, "sum": self.layer(torch.nn.functional.gelu(once, approximate="tanh")) + once}
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    prepared = cpu.prepare("onednn-graph-fp32", model, {"features": torch.randn(3, 32)}, on_failure="raise")
+
+    for rows in (1, 3, 8):
+        features = torch.randn(rows, 32)
+        torch.testing.assert_close(prepared(features=features), model(features), atol=1e-5, rtol=0)
+
+
+def test_a_cpu_without_bf16_kernels_is_told_so(monkeypatch, bert, caplog):
+    monkeypatch.setattr(onednn_graph.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    prepared = cpu.prepare("onednn-graph-bf16", bert, _inputs(2, 12))
+
+    assert not prepared.prepared
+    assert "BF16" in prepared.reason
+    assert "BF16" in caplog.text
+
+
+def test_another_thread_gets_the_same_answers(prepared, bert):
+    from concurrent.futures import ThreadPoolExecutor
+
+    inputs = _inputs(2, 21, 3)
+    with ThreadPoolExecutor(1) as pool:
+        errors = [pool.submit(_error, prepared, bert, inputs).result() for _ in range(4)]
+
+    assert max(errors) < TOLERANCE[prepared.recipe.rpartition("-")[2]]
