@@ -135,6 +135,41 @@ class Task(Displayed):
         rows = [self._row_of(row, tokens) for row in range(batch_size)]
         return _pad(self.tokenizer, rows, length)
 
+    def calibration_inputs(
+        self, count: int = 32, *, length: int | None = None, batch_size: int = 1
+    ) -> list[dict[str, torch.Tensor]]:
+        """Inputs to calibrate a quantised model with: rows of the training part, none of which is ever scored.
+
+        Parameters
+        ----------
+        count
+            Rows, taken evenly over the training part that this package ships; all of them if it has fewer.
+        length
+            Pad every row to this length; to the longest row of its batch unless given.
+        batch_size
+            Rows in a batch; the last batch may be smaller.
+
+        Returns
+        -------
+        list of dict of str to Tensor
+            One dictionary a batch: int64 tensors of shape (rows, length) by the model's argument names, encoded as
+            :meth:`evaluate` does. The same every time.
+
+        Raises
+        ------
+        InputError
+            If a size is not positive, or ``length`` is less than the longest row.
+        """
+        if count < 1 or batch_size < 1:
+            raise InputError(f"calibration_inputs: count {count} and batch_size {batch_size} must be at least 1")
+        # That module loads tasks; it knows where their data is.
+        from cpuinfer_helpers.tasks.loading import read_examples
+
+        chosen = _spread(read_examples(self.name, "train"), count)
+        # A question may have several windows.
+        rows = _spread(_encoded_rows(self.tokenizer, chosen), count)
+        return list(_batches(self.tokenizer, rows, batch_size, length, "length"))
+
     def evaluate(
         self,
         model: Model | None = None,
@@ -258,15 +293,11 @@ class _Run:
         """The model's output for each batch."""
         from tqdm.auto import tqdm
 
-        starts = range(0, len(rows), self.batch_size)
-        for start in tqdm(starts, desc="evaluating", unit="batch", leave=False, delay=2.0):
-            batch = rows[start : start + self.batch_size]
-            longest = max(len(row["input_ids"]) for row in batch)
-            length = self.pad_to or longest
-            if length < longest:
-                raise InputError(f"pad_to is {length}, but a row has {longest} tokens; give at least as many")
+        batches = _batches(self.tokenizer, rows, self.batch_size, self.pad_to, "pad_to")
+        total = -(-len(rows) // self.batch_size)
+        for inputs in tqdm(batches, desc="evaluating", unit="batch", total=total, leave=False, delay=2.0):
             with torch.no_grad():
-                yield self.model(**_pad(self.tokenizer, batch, length))
+                yield self.model(**inputs)
 
 
 def _answer_questions(run: _Run, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
@@ -285,7 +316,7 @@ def _find_answers(run: _Run, questions: Sequence[Question]) -> list[question_ans
 
 
 def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str], dict[str, float]]:
-    encoded = run.tokenizer([text.text for text in texts], truncation=True, max_length=_longest(run.tokenizer))
+    encoded = _encode_texts(run.tokenizer, texts)
     rows = _rows(run.tokenizer, encoded, len(texts))
     classes = [number for output in run.outputs(rows) for number in output["logits"].argmax(dim=-1).tolist()]
     labels = [run.labels[number] for number in classes]
@@ -293,12 +324,7 @@ def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str]
 
 
 def _tag_sentences(run: _Run, sentences: Sequence[TaggedSentence]) -> tuple[list[tuple[str, ...]], dict[str, float]]:
-    encoded = run.tokenizer(
-        [list(sentence.words) for sentence in sentences],
-        is_split_into_words=True,
-        truncation=True,
-        max_length=_longest(run.tokenizer),
-    )
+    encoded = _encode_sentences(run.tokenizer, sentences)
     rows = _rows(run.tokenizer, encoded, len(sentences))
     best = [row.tolist() for output in run.outputs(rows) for row in output["logits"].argmax(dim=-1)]
     predicted = []
@@ -317,8 +343,43 @@ _SCORERS: dict[str, Callable[[_Run, Any], tuple[list[Any], dict[str, float]]]] =
 }
 
 
+def _encode_texts(tokenizer: Any, texts: Sequence[LabelledText]) -> Any:
+    return tokenizer([text.text for text in texts], truncation=True, max_length=_longest(tokenizer))
+
+
+def _encode_sentences(tokenizer: Any, sentences: Sequence[TaggedSentence]) -> Any:
+    words = [list(sentence.words) for sentence in sentences]
+    return tokenizer(words, is_split_into_words=True, truncation=True, max_length=_longest(tokenizer))
+
+
+def _encoded_rows(tokenizer: Any, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
+    """Rows of the examples as :meth:`Task.evaluate` makes them."""
+    if isinstance(examples[0], Question):
+        return [window.inputs for window in question_answering.prepare_windows(examples, tokenizer)]
+    encode = _encode_texts if isinstance(examples[0], LabelledText) else _encode_sentences
+    return _rows(tokenizer, encode(tokenizer, examples), len(examples))
+
+
 def _rows(tokenizer: Any, encoded: Any, count: int) -> list[dict[str, list[int]]]:
     return [{name: encoded[name][row] for name in tokenizer.model_input_names} for row in range(count)]
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """So many of the items, evenly over all of them."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _batches(
+    tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], batch_size: int, length: int | None, argument: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Padded batches, each as long as asked or as its longest row; ``argument`` is what the caller calls the length."""
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        longest = max(len(row["input_ids"]) for row in batch)
+        if length is not None and length < longest:
+            raise InputError(f"{argument} is {length}, but a row has {longest} tokens; give at least as many")
+        yield _pad(tokenizer, batch, length or longest)
 
 
 def _pad(tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
