@@ -4,13 +4,14 @@
 
 START = sh tools/start.sh
 
-.PHONY: help lab test run test-current doctor clean
+.PHONY: help lab test run bench test-current doctor clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make lab           open the course in JupyterLab (first time: installs the guide stack into .venv)"
 	@echo "make test          ruff, the unit tests, and every notebook in fast mode, on the guide stack"
 	@echo "make run           run every notebook at full size and write readable pages to build/"
+	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, answers (half an hour)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"
@@ -24,6 +25,9 @@ test:
 
 run:
 	@$(START) guide tools/run_notebooks.py
+
+bench:
+	@$(START) guide tools/bench.py
 
 test-current:
 	@$(START) current tools/check.py

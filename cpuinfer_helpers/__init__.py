@@ -3,6 +3,15 @@
 Nothing is called traced, fused, BF16 or faster until it has been seen to be so, on this machine, with the same answers.
 """
 
+from cpuinfer_helpers.compare import (
+    Comparison,
+    MixedLengths,
+    RecipeScores,
+    compare,
+    compare_mixed_lengths,
+    realistic_lengths,
+    score_recipes,
+)
 from cpuinfer_helpers.errors import (
     ArtifactError,
     BuildError,
@@ -12,7 +21,8 @@ from cpuinfer_helpers.errors import (
     RecipeError,
     TraceError,
 )
-from cpuinfer_helpers.machine import MachineReport, machine_report, threads
+from cpuinfer_helpers.fusion import FusionReport, fusion_report
+from cpuinfer_helpers.machine import MachineReport, freed_memory_kept, machine_report, threads
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.tasks import Score, Task, load_task
@@ -34,15 +44,19 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "BuildError",
+    "Comparison",
     "CpuInferError",
     "DataError",
+    "FusionReport",
     "InputError",
     "MachineReport",
+    "MixedLengths",
     "PreparedModel",
     "Receipt",
     "Recipe",
     "RecipeError",
     "RecipeList",
+    "RecipeScores",
     "Roofline",
     "Score",
     "Speedup",
@@ -51,7 +65,11 @@ __all__ = [
     "Timings",
     "TraceError",
     "TracedModel",
+    "compare",
+    "compare_mixed_lengths",
     "count_flops",
+    "freed_memory_kept",
+    "fusion_report",
     "get_recipe",
     "list_recipes",
     "load_task",
@@ -59,7 +77,9 @@ __all__ = [
     "measure",
     "measure_interleaved",
     "prepare",
+    "realistic_lengths",
     "roofline",
+    "score_recipes",
     "seconds_of",
     "threads",
     "trace_model",

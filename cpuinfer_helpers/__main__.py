@@ -1,4 +1,4 @@
-"""The command line: ``python -m cpuinfer_helpers doctor``."""
+"""The command line: ``python -m cpuinfer_helpers doctor | compare``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 if all is well, 1 if a check failed.
+        Exit code: 0 if all is well, 1 if a check failed, 2 if the request cannot be carried out.
     """
+    from cpuinfer_helpers.compare import command
+
     parser = argparse.ArgumentParser(prog="python -m cpuinfer_helpers", description="Transformer inference on a CPU.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what this machine can do, and whether the installed versions fit together")
-    parser.parse_args(arguments)
-    return doctor()
+    comparing = commands.add_parser("compare", help="every recipe side by side on a task: speed, memory and accuracy")
+    command.add_arguments(comparing)
+    options = parser.parse_args(arguments)
+    return command.run(options) if options.command == "compare" else doctor()
 
 
 def doctor() -> int:

@@ -176,6 +176,44 @@ def bar_chart(
     return figure
 
 
+def operator_columns(groups: Sequence[tuple[Sequence[str], str, bool]], *, title: str = "") -> Any:
+    """Two columns of boxes: operators on the left, and what does their work on the right.
+
+    Parameters
+    ----------
+    groups
+        From top to bottom: labels on the left, the label on the right, and whether to draw that one in colour. A label
+        on the right is as high as those on its left together; an empty one is not drawn.
+    title
+        Text above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        See :func:`bar_chart`.
+    """
+    heights = [max(len(left), 1) for left, _, _ in groups]
+    figure = _figure_class()(figsize=(7.5, 0.3 * sum(heights) + 0.8), layout="constrained")
+    axes = figure.subplots()
+    top = 0
+    for (left, right, coloured), height in zip(groups, heights, strict=True):
+        for number, label in enumerate(left):
+            _box(axes, 0.0, top + number, 1, label, "#eeeeee")
+        if right:
+            _box(axes, 1.1, top, height, right, "#f2b66d" if coloured else "#eeeeee")
+        top += height
+    axes.set_xlim(0, 2.1)
+    axes.set_ylim(max(top, 1), 0)
+    axes.set_axis_off()
+    axes.set_title(title)
+    return figure
+
+
+def _box(axes: Any, left: float, top: float, height: int, label: str, colour: str) -> None:
+    axes.broken_barh([(left, 1.0)], (top + 0.05, height - 0.1), facecolors=colour, edgecolors="#666666")
+    axes.text(left + 0.5, top + height / 2, shorten(label, 42), ha="center", va="center", fontsize="small")
+
+
 @cache
 def _figure_class() -> type:
     """A Figure that IPython can show: it draws plain ones only where pyplot has been imported."""

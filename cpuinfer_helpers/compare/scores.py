@@ -1,0 +1,186 @@
+"""How right each recipe's answers are on a task's own data, each in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, ChildLost, is_memory_error
+from cpuinfer_helpers.compare.comparing import check_threads, choose_recipes
+from cpuinfer_helpers.compare.comparison import SUCCESSFUL
+from cpuinfer_helpers.compare.session import Session
+from cpuinfer_helpers.display import Displayed, Table, format_seconds
+from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.recipes import Recipe
+from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.tasks import Score, Task
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_CALIBRATION_ROWS = 32
+
+
+@dataclass(frozen=True)
+class RecipeScore:
+    """How right one recipe's answers are.
+
+    Attributes
+    ----------
+    recipe
+        Its name.
+    status
+        ``successful``, or what went wrong and why, as in :class:`~cpuinfer_helpers.compare.RecipeResult`.
+    score
+        The task's metrics and the predictions; None if it did not run.
+    agreement
+        Share of predictions equal to the reference's, in percent; None if it did not run.
+    runs
+        What answered, from the receipt.
+    """
+
+    recipe: str
+    status: str
+    score: Score | None = None
+    agreement: float | None = None
+    runs: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class RecipeScores(Displayed):
+    """The task's metric for each recipe; made by :func:`score_recipes`.
+
+    Attributes
+    ----------
+    rows
+        A :class:`RecipeScore` for each recipe, by name, the reference first.
+    task, origin
+        The task's name, and where its model and data come from.
+    """
+
+    rows: Mapping[str, RecipeScore]
+    task: str
+    origin: str
+
+    def table(self) -> Table:
+        """A row for each recipe."""
+        reference = self.rows[REFERENCE].score
+        rows = tuple(self._row(row, tuple(reference.metrics)) for row in self.rows.values())
+        columns = ("recipe", "status", *reference.metrics, "same answers", "time", "what ran")
+        title = f"{self.task}: {reference.examples} examples ({reference.split}), the trained model"
+        return Table(columns, rows, title, self.origin, numeric=(*reference.metrics, "same answers", "time"))
+
+    @staticmethod
+    def _row(row: RecipeScore, metrics: Sequence[str]) -> tuple[str, ...]:
+        if row.score is None:
+            return (row.recipe, row.status, *("" for _ in metrics), "", "", row.runs)
+        shown = (f"{row.score.metrics[name]:.1f}" for name in metrics)
+        agreement = f"{row.agreement:.1f}%"
+        return (row.recipe, row.status, *shown, agreement, format_seconds(row.score.seconds), row.runs)
+
+
+def score_recipes(
+    task: Task,
+    recipes: Sequence[str | Recipe] | None = None,
+    *,
+    limit: int | None = None,
+    split: str | None = None,
+    batch_size: int = 8,
+    pad_to: int | None = None,
+    calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    threads: int | None = None,
+    timeout_s: float = 900.0,
+    memory_bytes: int | None = None,
+) -> RecipeScores:
+    """Score the task's trained model as each recipe prepares it, one process after the other.
+
+    A logit's error does not tell whether an answer changes. This does: the task's metric, and how many predictions
+    are those of eager FP32.
+
+    Parameters
+    ----------
+    task
+        Its ``trained_model`` is scored.
+    recipes
+        Names or recipes of your own; all that can run unless given.
+    limit, split, batch_size
+        As for :meth:`Task.evaluate`.
+    pad_to
+        Pad every batch to this length; that of the task's ``example_inputs`` unless given. With one length for all,
+        recipes that specialise on shapes answer with what they prepared.
+    calibration
+        Inputs for static quantisation; the task's own unless given.
+    threads, timeout_s, memory_bytes
+        As for :func:`compare`.
+
+    Returns
+    -------
+    RecipeScores
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    RecipeError
+        If the reference itself does not run.
+    """
+    from tqdm.auto import tqdm
+
+    chosen, threads = choose_recipes(recipes), check_threads(threads)
+    pad_to = pad_to or next(iter(task.example_inputs.values())).shape[1]
+    content = {
+        "model": task.trained_model,
+        "inputs": task.inputs(batch_size, pad_to),
+        "calibration": calibration_of(task) if calibration is None else tuple(calibration),
+        # Without the large model for timing, which nobody runs here.
+        "task": replace(task, model=task.trained_model),
+    }
+    options = {"split": split, "limit": limit, "batch_size": batch_size, "pad_to": pad_to}
+    rows: dict[str, RecipeScore] = {}
+    with (
+        Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session,
+        tqdm(chosen, desc="scoring", unit="recipe") as progress,
+    ):
+        for recipe in progress:
+            progress.set_description(f"{recipe.name}: scoring")
+            rows[recipe.name] = row = _score(session, recipe, task, options, rows.get(REFERENCE))
+            if recipe.name == REFERENCE and row.score is None:
+                raise RecipeError(f"the reference {REFERENCE} cannot be scored: {row.status}")
+    return RecipeScores(rows, task.name, task.origin)
+
+
+def calibration_of(task: Task, length: int | None = None) -> tuple[dict[str, torch.Tensor], ...]:
+    """Inputs from the task's own data for static quantisation."""
+    if not hasattr(task, "calibration_inputs"):
+        return ()
+    return tuple(task.calibration_inputs(_CALIBRATION_ROWS, length=length))
+
+
+def _score(
+    session: Session, recipe: Recipe, task: Task, options: dict[str, Any], reference: RecipeScore | None
+) -> RecipeScore:
+    if recipe.why_not:
+        return RecipeScore(recipe.name, f"lacks: {recipe.why_not}")
+    try:
+        child, _ = session.start(recipe)
+        done = session.ask(child, "prepare", verify=True)
+        receipt = Receipt.from_dict(done["receipt"])
+        if done["prepared"]:
+            found = session.ask(child, "score", **options)
+        session.close(child)
+    except ChildLost as lost:
+        logger.warning("%s: %s", recipe.name, lost.status)
+        return RecipeScore(recipe.name, lost.status)
+    if not done["prepared"]:
+        reason = receipt.reason or "no reason given"
+        status = f"{OUT_OF_MEMORY if is_memory_error(reason) else 'fell back'}: {reason}"
+        logger.warning("%s: %s", recipe.name, status)
+        return RecipeScore(recipe.name, status, runs="the eager model")
+    predictions = tuple(tuple(p) if isinstance(p, list) else p for p in found.pop("predictions"))
+    score = Score(task=task.name, origin=task.origin, predictions=predictions, **found)
+    agreement = 100.0 if reference is None else score.agreement(reference.score)
+    return RecipeScore(recipe.name, SUCCESSFUL, score, agreement, receipt.runs)

@@ -1,0 +1,174 @@
+"""The life of the child processes of one comparison: a private folder, memory, and an end in every case."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.compare.children import Child, ChildLost
+from cpuinfer_helpers.compare.memory import free_bytes, private_bytes
+from cpuinfer_helpers.compare.transport import read_tensors, write_parcel
+from cpuinfer_helpers.display import format_bytes
+from cpuinfer_helpers.recipes import Recipe, list_recipes
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_PREFIX = "cpuinfer-compare-"
+_LOCK = "lock"
+_ABANDONED_AFTER_S = 60.0
+_MIB = 2**20
+# A process with PyTorch, transformers and a backend, before it holds any weights. Seen: 350 to 700 MiB.
+_PROCESS_BYTES = 700 * _MIB
+# While a backend prepares it may hold the weights this many times: as constants of a graph, serialised, and packed.
+_COPIES_WHILE_PREPARING = 5
+# Never take the last of the machine's memory: it is slow long before it is full.
+_RESERVE_BYTES = 400 * _MIB
+
+
+class Session:
+    """Child processes that share one parcel, for the length of a ``with`` block.
+
+    Parameters
+    ----------
+    content
+        What every child gets: ``model``, ``inputs``, and what else a worker looks for.
+    threads
+        Threads of each child.
+    timeout_s
+        Longest time for one stage of one recipe.
+    memory_bytes
+        Bytes that this process and its children may hold together; None for what the machine has.
+    """
+
+    def __init__(self, content: Mapping[str, Any], *, threads: int, timeout_s: float, memory_bytes: int | None) -> None:
+        self.threads = threads
+        self.timeout_s = timeout_s
+        self.memory_bytes = memory_bytes
+        self._content = dict(content)
+        self._modules = sorted({type(part).__module__ for part in content["model"].modules()} - {"__main__"})
+        self._children: list[Child] = []
+        self._peaks: dict[str, int] = {}
+        self._started = 0
+
+    def __enter__(self) -> Session:
+        _remove_abandoned()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = (self._folder / _LOCK).open("wb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._parcel = write_parcel(self._folder, "content", self._content)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A second Ctrl-C has to wait, so that nothing stays behind.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for child in self._children:
+                child.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+    def start(self, recipe: Recipe) -> tuple[Child, float]:
+        """A child that has loaded the model and the recipe, and the seconds that loading the model took.
+
+        Raises
+        ------
+        ChildLost
+            If it cannot.
+        """
+        sent: str | dict[str, Any] = recipe.name
+        if recipe not in list_recipes():
+            sent = write_parcel(self._folder, f"recipe-{self._started}", recipe).to_dict()
+        child = Child(recipe.name, self._folder / f"child-{self._started}", self.threads)
+        self._children.append(child)
+        self._started += 1
+        path = [str(Path(folder or ".").resolve()) for folder in sys.path]
+        self.ask(child, "start", threads=self.threads, path=path, modules=self._modules)
+        loaded = self.ask(child, "load", content=self._parcel.to_dict(), recipe=sent)
+        return child, loaded["seconds"]
+
+    def ask(self, child: Child, do: str, *, watched: bool = True, **arguments: Any) -> dict[str, Any]:
+        """Have a child do something; memory is watched meanwhile, unless that would disturb a measurement."""
+        try:
+            watch = self._too_much if watched else None
+            return child.ask(do, timeout_s=self.timeout_s, watch=watch, **arguments)
+        except ChildLost:
+            self._children.remove(child)
+            raise
+        finally:
+            backend = child.recipe.rpartition("-")[0]
+            self._peaks[backend] = max(self._peaks.get(backend, 0), child.peak_bytes)
+
+    def close(self, child: Child) -> None:
+        """End a child."""
+        child.close()
+        if child in self._children:
+            self._children.remove(child)
+
+    def answers(self, child: Child) -> tuple[list[dict[str, torch.Tensor]], int]:
+        """The child's answers to all inputs, and the bytes that it holds in memory."""
+        path = self._folder / "answers.safetensors"
+        reply = self.ask(child, "answers", path=str(path))
+        return read_tensors(path), reply["resident_bytes"]
+
+    def has_room_for(self, recipe: Recipe) -> bool:
+        """Whether the free memory is enough for one more child, as far as one can know before."""
+        return self._free() >= self._need(recipe)
+
+    def _need(self, recipe: Recipe) -> int:
+        """Seen of this backend before, with a fifth more; otherwise a cautious guess."""
+        guess = _PROCESS_BYTES + _COPIES_WHILE_PREPARING * self._parcel.tensor_bytes
+        seen = self._peaks.get(recipe.backend)
+        return int(1.2 * seen) + self._parcel.tensor_bytes if seen else guess
+
+    def _free(self) -> int:
+        import psutil
+
+        free = free_bytes() - _RESERVE_BYTES
+        if self.memory_bytes is None:
+            return free
+        # Here, where there is time, with what the children have started themselves, such as compilers that wait.
+        started = [process.pid for process in psutil.Process().children(recursive=True)]
+        held = private_bytes([os.getpid(), *started]) + self._parcel.tensor_bytes
+        return min(free, self.memory_bytes - held)
+
+    def _held(self) -> int:
+        """Bytes of this process and its children; the mapped weights, which they share, count once."""
+        processes = [os.getpid(), *(child.process_id for child in self._children)]
+        return private_bytes(processes) + self._parcel.tensor_bytes
+
+    def _too_much(self) -> str | None:
+        if self.memory_bytes is not None and self._held() > self.memory_bytes:
+            return f"all processes together need more than the {format_bytes(self.memory_bytes)} of memory_bytes"
+        if free_bytes() < _RESERVE_BYTES // 4:
+            return f"less than {format_bytes(_RESERVE_BYTES // 4)} are free on this machine"
+        return None
+
+
+def _remove_abandoned() -> None:
+    """Remove what a process left that was killed and so could not clean up: folders whose lock nobody holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_S:
+                continue
+            with (folder / _LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # in use, or no longer there
+            continue
