@@ -14,6 +14,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import cpp
+from cpuinfer_helpers.fusion.prove import prove_patterns
 
 
 def tokenizer_order(inputs):
@@ -81,3 +82,59 @@ def test_the_guide_does_not_say_that_a_wrong_order_can_also_be_silent(bert, bert
         assert torch.allclose(silent, bert(*inputs.values()).start_logits, atol=1e-5)
         assert not torch.allclose(silent, bert(**inputs).start_logits, atol=1e-3)
     assert not cpu.trace_model(bert, inputs, input_style="tuple").traced
+
+
+# What the guide says of IPEX: five fusions, in FP32 and in BF16. IPEX changes the process, so each runs in a child.
+NO_IPEX = cpu.get_recipe("ipex-fp32").why_not
+needs_ipex = pytest.mark.skipif(NO_IPEX is not None, reason=str(NO_IPEX))
+FIVE_PATTERNS = ("multi-head attention", "concat linear", "linear+add", "linear+gelu", "add+layernorm")
+
+
+@pytest.fixture(scope="module")
+def proofs():
+    return {(proof.pattern, proof.precision): proof for proof in prove_patterns().proofs}
+
+
+@needs_ipex
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pattern", FIVE_PATTERNS)
+def test_ipex_fuses_each_of_the_five_patterns(proofs, pattern, precision):
+    proof = proofs[pattern, precision]
+    assert proof.proven, proof.why_not
+    assert sum(proof.report[pattern].events.values()) > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stock_pytorch_has_onednn_graph_instead(proofs, precision):
+    proof = proofs["oneDNN Graph partition", precision]
+    assert proof.proven, proof.why_not
+
+
+@pytest.fixture(scope="module")
+def comparison(bert):
+    recipes = ["ipex-fp32", "ipex-bf16", "onednn-graph-fp32", "onednn-graph-bf16"]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 120, (2, 16), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return cpu.compare(bert, inputs, recipes, budget_s=0.2, measure_roofline=False)
+
+
+@needs_ipex
+@pytest.mark.parametrize(("recipe", "dtype"), [("ipex-fp32", "float32"), ("ipex-bf16", "bfloat16")])
+def test_ipex_runs_a_whole_model_in_fp32_and_in_bf16(comparison, recipe, dtype):
+    row = comparison.rows[recipe]
+    assert row.successful, row.status
+    assert row.receipt.verified
+    # 12 linear layers and the head; IPEX makes one of queries, keys and values.
+    assert max(row.receipt.linear_dtypes, key=row.receipt.linear_dtypes.get) == dtype
+
+
+@pytest.mark.parametrize(("recipe", "dtype"), [("onednn-graph-fp32", "float32"), ("onednn-graph-bf16", "bfloat16")])
+def test_stock_pytorch_runs_a_whole_model_in_fp32_and_in_bf16(comparison, recipe, dtype):
+    reason = cpu.get_recipe(recipe).why_not
+    if reason:
+        pytest.skip(reason)
+    row = comparison.rows[recipe]
+    assert row.successful, row.status
+    assert row.receipt.verified
+    assert row.receipt.linear_dtypes[dtype] >= 8
