@@ -35,12 +35,13 @@ def why_not(pattern: Pattern, evidence: Evidence) -> tuple[str, ...]:
     if not found and not places:
         return (f"nothing to fuse: {pattern.missing}",)
     left = len(pattern.places([node.node for node in evidence.executed]))
-    if not found or (left and pattern.name != patterns.ONEDNN_GRAPH):
+    if not found or (len(found) < places and pattern.name != patterns.ONEDNN_GRAPH):
         causes += _why_absent(pattern, evidence, left if found else places)
     return tuple(dict.fromkeys(causes))
 
 
-def _why_absent(pattern: Pattern, evidence: Evidence, places: int) -> Iterator[str]:
+def _why_absent(pattern: Pattern, evidence: Evidence, unexplained: int) -> Iterator[str]:
+    """Causes that hold here; ``unexplained`` is the number of places that nothing else has taken."""
     waiting = evidence.kinds["prim::profile"]
     if waiting:
         yield f"too few calls: the graph is not optimised yet ({waiting} prim::profile nodes)"
@@ -51,8 +52,8 @@ def _why_absent(pattern: Pattern, evidence: Evidence, places: int) -> Iterator[s
         return
     causes = [cause for cause in (check(evidence) for check in _OBSTACLES[pattern.name]) if cause]
     yield from causes
-    if not causes:
-        yield f"not known: {places} places did not fuse, and no known obstacle is there"
+    if not causes and unexplained:
+        yield f"not known: {unexplained} places did not fuse, and no known obstacle is there"
 
 
 def _partitions_with(pattern: Pattern, evidence: Evidence) -> int:

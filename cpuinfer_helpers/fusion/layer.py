@@ -86,7 +86,8 @@ class LayerPicture(Displayed):
             columns=("before", "after", "fused by"),
             rows=rows,
             title=f"{of}: {len(self.before)} operators before, {len(self.after)} after",
-            note="left out: views, casts and shape arithmetic",
+            note="left out: views, casts and shape arithmetic; an operator that a rewrite has put there before the first "
+            "call is shown as those that it stands for",
         )
 
     def plot(self) -> Any:
@@ -102,7 +103,7 @@ class LayerPicture(Displayed):
 
 def picture(evidence: Evidence) -> LayerPicture:
     """Find one layer in both graphs and lay them side by side."""
-    before = [_plain(node) for node in evidence.before if _works(node)]
+    before = [operator for node in evidence.before if _works(node) for operator in _plain(node)]
     after = [_executed(node.node) for node in evidence.executed if _works(node.node)]
     layer_before, _ = one_layer(before)
     layer_after, layers = one_layer(after)
@@ -183,8 +184,11 @@ def _works(node: Any) -> bool:
     return ops.gives_tensor(node) and (not node.kind().startswith("prim::") or node.hasAttribute("Subgraph"))
 
 
-def _plain(node: Any) -> Operator:
-    return Operator(ops.short(node.kind()), (ops.short(node.kind()),), "", ops.layer_of(node), _users(node))
+def _plain(node: Any) -> list[Operator]:
+    """The node as plain operators: one that a rewrite of ours has put there stands for several."""
+    known = _executed(node)
+    labels = known.parts if node.kind() in ops.STOCK_LINEAR and known.pattern else (ops.short(node.kind()),)
+    return [Operator(label, (label,), "", known.layer, known.users) for label in labels]
 
 
 def _executed(node: Any) -> Operator:

@@ -1,0 +1,105 @@
+"""Let libraries convert a model without their progress bars, log lines, warnings or telemetry."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from unittest import mock
+
+from cpuinfer_helpers.machine import native_stderr_logged
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_TELEMETRY = ("send_event", "start_session", "end_session", "send_error", "send_stack_trace")
+
+
+@contextlib.contextmanager
+def libraries_quiet() -> Iterator[list[str]]:
+    """Run the block without other libraries' chatter, and without telemetry; everything global is restored.
+
+    What they print goes to the log, at DEBUG.
+
+    Yields
+    ------
+    list of str
+        Filled, at the end of the block, with the Python warnings that were given in it, each once.
+    """
+    messages: list[str] = []
+    printed = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_logging_restored())
+        stack.enter_context(_no_telemetry())
+        stack.enter_context(_no_progress_bars())
+        stack.enter_context(native_stderr_logged())
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        yield messages
+    texts = (f"{one.category.__name__}: {' '.join(str(one.message).split())}" for one in caught)
+    # Each library announces its own deprecations, which say nothing about this model.
+    messages.extend(dict.fromkeys(text for text in texts if not text.startswith(_ABOUT_THE_LIBRARY)))
+    for line in printed.getvalue().splitlines():
+        logger.debug("a library printed: %s", line)
+
+
+_ABOUT_THE_LIBRARY = ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning")
+
+
+@contextlib.contextmanager
+def _logging_restored() -> Iterator[None]:
+    """Nothing below ERROR for the block; then the handlers of the root logger and the class of new loggers as before.
+
+    NNCF sets the class for the whole process, and ``logging.warning`` gives a root logger without handlers one.
+    """
+    root, threshold = logging.getLogger(), logging.root.manager.disable
+    handlers, logger_class = list(root.handlers), logging.getLoggerClass()
+    logging.disable(max(threshold, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(threshold)
+        logging.setLoggerClass(logger_class)
+        root.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """OpenVINO and NNCF report their use over the network unless they find themselves in continuous integration.
+
+    The variable also keeps them from writing an identifier into the home folder. Where the process has imported them
+    before, it comes too late, so what sends is replaced for the block.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, {"CI": "true"}))
+        if importlib.util.find_spec("openvino_telemetry") is not None:
+            from openvino_telemetry import Telemetry
+
+            for name in _TELEMETRY:
+                stack.enter_context(mock.patch.object(Telemetry, name, _nothing))
+        yield
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """NNCF draws with rich, in a notebook past the standard output."""
+    if importlib.util.find_spec("rich") is None:
+        yield
+        return
+    from rich.progress import Progress
+
+    construct = Progress.__init__
+
+    def disabled(self: Progress, *columns: object, **settings: object) -> None:
+        construct(self, *columns, **{**settings, "disable": True})
+
+    with mock.patch.object(Progress, "__init__", disabled):
+        yield
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Take anything, do nothing."""

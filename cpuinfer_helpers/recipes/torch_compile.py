@@ -1,0 +1,110 @@
+"""torch.compile: PyTorch's own compiler, with the weights frozen into its graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from cpuinfer_helpers.adapter import named_inputs
+from cpuinfer_helpers.cpp import find_compiler
+from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.outputs import take_apart
+from cpuinfer_helpers.recipes.arrays import attention_copy
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
+from cpuinfer_helpers.recipes.copies import attention_of
+from cpuinfer_helpers.recipes.quiet import libraries_quiet
+
+Context = Callable[[], contextlib.AbstractContextManager]
+
+
+def _build_fp32(request: Request) -> Build:
+    return _build(request, contextlib.nullcontext, "FP32")
+
+
+def _build_bf16(request: Request) -> Build:
+    return _build(request, lambda: torch.autocast("cpu", dtype=torch.bfloat16), "BF16 autocast")
+
+
+def _build(request: Request, precision: Context, how: str) -> Build:
+    from torch._inductor import config
+
+    model = attention_copy(request, "sdpa")
+    constants = named_inputs(model, request.inputs).constants
+    # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives up
+    # and runs the model eagerly. One with symbolic sizes is as fast (BERT-base at (1, 384) and (1, 128)).
+    compiled = torch.compile(model, dynamic=True)
+
+    def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
+        # Both switches decide which graph runs, and are read at every call.
+        with torch.no_grad(), config.patch(freezing=True), precision():
+            return take_apart(compiled(**_plain(tensors), **constants))[0]
+
+    with libraries_quiet() as warnings, _counted() as seen:
+        # A batch of one has a graph of its own: make both now, not in the middle of serving.
+        for rows in _one_and_two_rows(request.inputs.tensors):
+            answer(rows)
+    if not seen["graphs compiled"]:
+        raise RecipeError("torch.compile made no graph of it: all of it would run eagerly")
+    return Build(
+        answer,
+        runs=f"torch.compile, {how}",
+        evidence={name: str(count) for name, count in seen.items()},
+        attention=attention_of(model),
+        frozen=seen["graphs frozen"] >= seen["graphs compiled"],
+        warnings=tuple(warnings),
+    )
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, with views copied: torch.compile takes a slice for another kind of input and compiles anew."""
+    return {
+        name: tensor.contiguous() if tensor._base is None else tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _one_and_two_rows(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    one = {name: tensor[:1] for name, tensor in tensors.items()}
+    return [one, {name: torch.cat([tensor, tensor]) for name, tensor in one.items()}]
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[Counter[str]]:
+    """Count what torch.compile does in the block."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import freezing
+
+    seen: Counter[str] = Counter({"graphs compiled": 0, "graphs frozen": 0, "graph breaks": 0})
+    freeze = freezing.freeze
+
+    def counted(*arguments: object, **settings: object) -> object:
+        seen["graphs frozen"] += 1
+        return freeze(*arguments, **settings)
+
+    graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"].total()
+    with mock.patch.object(freezing, "freeze", counted):
+        yield seen
+    seen["graphs compiled"] = counters["stats"]["unique_graphs"] - graphs
+    seen["graph breaks"] = counters["graph_break"].total() - breaks
+
+
+def _obstacle() -> str | None:
+    """Why torch.compile cannot generate code here: it writes C++ that includes Python's headers."""
+    if find_compiler() is None:
+        return "no C++ compiler was found; install g++ or clang++, or name one in the variable CXX"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        return f"Python's headers are not installed ({header} is missing); install python3-dev or python3-devel"
+    return None
+
+
+RECIPES = (
+    Recipe("compile-fp32", "torch.compile with frozen weights", _build_fp32, obstacle=_obstacle),
+    Recipe("compile-bf16", "torch.compile under BF16 autocast, frozen weights", _build_bf16, obstacle=_obstacle),
+)
