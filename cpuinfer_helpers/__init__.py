@@ -5,10 +5,12 @@ Nothing is called traced, fused, BF16 or faster until it has been seen to be so,
 
 from cpuinfer_helpers.compare import (
     Comparison,
+    FusionReports,
     MixedLengths,
     RecipeScores,
     compare,
     compare_mixed_lengths,
+    fusion_reports,
     realistic_lengths,
     score_recipes,
 )
@@ -21,6 +23,7 @@ from cpuinfer_helpers.errors import (
     RecipeError,
     TraceError,
 )
+from cpuinfer_helpers.families import FamilyComparison, compare_families
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
 from cpuinfer_helpers.machine import MachineReport, freed_memory_kept, machine_report, threads
 from cpuinfer_helpers.receipts import Receipt
@@ -47,7 +50,9 @@ __all__ = [
     "Comparison",
     "CpuInferError",
     "DataError",
+    "FamilyComparison",
     "FusionReport",
+    "FusionReports",
     "InputError",
     "MachineReport",
     "MixedLengths",
@@ -66,10 +71,12 @@ __all__ = [
     "TraceError",
     "TracedModel",
     "compare",
+    "compare_families",
     "compare_mixed_lengths",
     "count_flops",
     "freed_memory_kept",
     "fusion_report",
+    "fusion_reports",
     "get_recipe",
     "list_recipes",
     "load_task",

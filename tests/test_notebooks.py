@@ -14,7 +14,14 @@ from tools import navigation, notebook_rules, tidy_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
-EXPECTED = ["00-start-here", "01-measure-honestly", "02-torchscript-tracing", "03-when-tracing-fails"]
+EXPECTED = [
+    "00-start-here",
+    "01-measure-honestly",
+    "02-torchscript-tracing",
+    "03-when-tracing-fails",
+    "04-ipex-graph-fusion",
+    "08-int8",
+]
 PATHS = navigation.course(FOLDER)
 
 

@@ -2,11 +2,13 @@
 
 from cpuinfer_helpers.compare.comparing import compare
 from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult, SideBySide
+from cpuinfer_helpers.compare.fusions import FusionReports, fusion_reports
 from cpuinfer_helpers.compare.mixed import MixedLengths, MixedRow, compare_mixed_lengths, realistic_lengths
 from cpuinfer_helpers.compare.scores import RecipeScore, RecipeScores, score_recipes
 
 __all__ = [
     "Comparison",
+    "FusionReports",
     "MixedLengths",
     "MixedRow",
     "RecipeResult",
@@ -15,6 +17,7 @@ __all__ = [
     "SideBySide",
     "compare",
     "compare_mixed_lengths",
+    "fusion_reports",
     "realistic_lengths",
     "score_recipes",
 ]

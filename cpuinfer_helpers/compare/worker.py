@@ -25,6 +25,7 @@ import torch
 
 from cpuinfer_helpers.compare.transport import Parcel, read_parcel, write_tensors
 from cpuinfer_helpers.errors import first_line
+from cpuinfer_helpers.fusion import fusion_report
 from cpuinfer_helpers.machine import freed_memory_kept
 from cpuinfer_helpers.mixed_lengths import measure_mixed_lengths
 from cpuinfer_helpers.outputs import take_apart
@@ -164,6 +165,10 @@ class Worker:
     def mixed_lengths(self, budget_s: float) -> dict[str, Any]:
         """Run the inputs of mixed lengths as they come, and padded."""
         return measure_mixed_lengths(self.prepared, self.content["mixed"], self.content["padded"], budget_s)
+
+    def fusions(self) -> dict[str, Any]:
+        """What fused in the prepared model."""
+        return fusion_report(self.prepared, self.content["inputs"]).to_dict()
 
     def _call(self) -> object:
         return self.prepared(**self.content["inputs"])

@@ -146,11 +146,9 @@ def _jit_autocast(evidence: Evidence) -> str | None:
     mode = torch._C._jit_set_autocast_mode(True)
     torch._C._jit_set_autocast_mode(mode)
     halves = [node for node in evidence.before if node.kind() == "prim::Constant" and _is_bf16(node)]
-    if not (mode and halves):
+    if not (mode and halves and torch.jit.onednn_fusion_enabled()):
         return None
-    return (
-        f"{len(halves)} BF16 constants under JIT autocast: torch._C._jit_set_autocast_mode(False) before the first call"
-    )
+    return f"JIT autocast is on, with {len(halves)} BF16 weights: torch._C._jit_set_autocast_mode(False)"
 
 
 _OBSTACLES: dict[str, tuple[_Check, ...]] = {

@@ -62,7 +62,7 @@ class LayerPicture(Displayed):
     rows
         The executed operators in order, each beside those that it replaced.
     layers
-        How many such layers the executed graph has; 0 if nothing repeats in it, and the whole graph is shown.
+        How many such layers there are; 0 if nothing repeats, and the whole graph is shown.
     """
 
     rows: tuple[LayerRow, ...]
@@ -86,8 +86,8 @@ class LayerPicture(Displayed):
             columns=("before", "after", "fused by"),
             rows=rows,
             title=f"{of}: {len(self.before)} operators before, {len(self.after)} after",
-            note="left out: views, casts and shape arithmetic; an operator that a rewrite has put there before the first "
-            "call is shown as those that it stands for",
+            note="left out: views, casts and shape arithmetic; what a rewrite put there before the first call is shown "
+            "as what it stands for",
         )
 
     def plot(self) -> Any:
@@ -105,11 +105,12 @@ def picture(evidence: Evidence) -> LayerPicture:
     """Find one layer in both graphs and lay them side by side."""
     before = [operator for node in evidence.before if _works(node) for operator in _plain(node)]
     after = [_executed(node.node) for node in evidence.executed if _works(node.node)]
-    layer_before, _ = one_layer(before)
-    layer_after, layers = one_layer(after)
-    if not layers or not layer_before:
+    layer_before, repeats_before = one_layer(before)
+    layer_after, repeats_after = one_layer(after)
+    if not repeats_before or not repeats_after:
         return LayerPicture(align(before, after), 0)
-    return LayerPicture(align(layer_before, layer_after), layers)
+    # An operator that optimisation leaves in the first layer alone, such as the mask's, makes that one differ.
+    return LayerPicture(align(layer_before, layer_after), max(repeats_before, repeats_after))
 
 
 def one_layer(operators: Sequence[Operator]) -> tuple[Sequence[Operator], int]:

@@ -14,13 +14,16 @@ NO_WORK = frozenset(
     for name in (
         "size view reshape permute transpose t slice select unsqueeze squeeze expand expand_as contiguous detach to "
         "type_as dropout dropout_ split split_with_sizes chunk unbind flatten clone alias Int ScalarImplicit item "
-        "dequantize quantize_per_tensor as_tensor numpy_T lift_fresh __getitem__ format len mul_int"
+        "dequantize quantize_per_tensor _autocast_to_reduced_precision _autocast_to_full_precision as_tensor"
     ).split()
 )
 # What lies between an operator and the one that it works for.
 _TRANSPARENT = frozenset(
     f"aten::{name}"
-    for name in "dropout dropout_ to type_as detach contiguous dequantize quantize_per_tensor alias".split()
+    for name in (
+        "dropout dropout_ to type_as detach contiguous dequantize quantize_per_tensor alias "
+        "_autocast_to_reduced_precision _autocast_to_full_precision"
+    ).split()
 )
 STOCK_LINEAR = ("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise")
 LINEAR = (

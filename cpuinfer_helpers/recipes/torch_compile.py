@@ -32,13 +32,14 @@ def _build_bf16(request: Request) -> Build:
 
 
 def _build(request: Request, precision: Context, how: str) -> Build:
-    from torch._inductor import config
-
     model = attention_copy(request, "sdpa")
     constants = named_inputs(model, request.inputs).constants
-    # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives up
-    # and runs the model eagerly. One with symbolic sizes is as fast (BERT-base at (1, 384) and (1, 128)).
-    compiled = torch.compile(model, dynamic=True)
+    with libraries_quiet():
+        from torch._inductor import config
+
+        # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives
+        # up and runs the model eagerly. One with symbolic sizes is as fast (BERT-base at (1, 384) and (1, 128)).
+        compiled = torch.compile(model, dynamic=True)
 
     def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
         # Both switches decide which graph runs, and are read at every call.

@@ -142,6 +142,7 @@ def test_distilbert(reports: dict[str, FusionReport]) -> None:
     assert report["multi-head attention"].events == {"dil_distil_mha_scores_calc": 3}
     assert report.counts["linear+add"] == 6
     assert "differ in shape: 2 x 16 x 64 and 1 x 16 x 64" in why_not(report, "add+layernorm")
+    assert report.layer_picture().layers == 3
     rows = report.layer_picture().rows
     assert (rows[0].before, rows[0].pattern) == (("linear",) * 3, "concat linear")
     assert rows[1].before == ("div", "matmul", "masked_fill", "softmax")

@@ -77,6 +77,15 @@ def test_a_trace_that_is_not_frozen(bert: torch.nn.Module, bert_inputs: Inputs) 
     assert any(cause.startswith("not frozen: ") for cause in report["concat linear"].why_not)
 
 
+def test_casts_of_autocast_hide_nothing(bert: torch.nn.Module, bert_inputs: Inputs) -> None:
+    """Traced under autocast, casts stand between the operators that could fuse."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        module = traced(bert, bert_inputs)
+    report = fusion_report(module, bert_inputs)
+    assert [finding.why_not[0] for finding in report.findings[:5]] == ["no IPEX in this process"] * 5
+    assert len(report.layer_picture().before) == 12
+
+
 def test_partitions_count_once(onednn: None, eager_bert: torch.nn.Module, bert_inputs: Inputs) -> None:
     """Each stands there twice: as a partition, and as the fallback behind its guard."""
     module = traced(eager_bert, bert_inputs)

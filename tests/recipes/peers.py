@@ -86,7 +86,8 @@ def nothing_changes(model: torch.nn.Module) -> Iterator[None]:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     yield
     after = process_state()
-    assert [name for name in before if before[name] != after[name]] == []
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not changed, changed
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == places
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert {name: set(vars(part)) for name, part in model.named_modules()} == attributes

@@ -1,0 +1,132 @@
+"""What fuses in one model by different recipes, each in a process of its own: IPEX changes the one that imports it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.compare.children import ChildLost
+from cpuinfer_helpers.compare.comparing import check_threads, choose_recipes
+from cpuinfer_helpers.compare.session import Session
+from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.fusion import PATTERNS, FusionReport
+from cpuinfer_helpers.fusion.patterns import MHA
+from cpuinfer_helpers.fusion.report import _without_graph as without_graph
+from cpuinfer_helpers.recipes import Recipe
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+
+@dataclass(frozen=True, repr=False)
+class FusionReports(Displayed):
+    """What fused by each recipe; made by :func:`fusion_reports`.
+
+    Attributes
+    ----------
+    reports
+        A :class:`~cpuinfer_helpers.FusionReport` for each recipe, by name. That of a recipe that did not run says why
+        in its ``reason``.
+    """
+
+    reports: Mapping[str, FusionReport]
+
+    def __getitem__(self, recipe: str) -> FusionReport:
+        if recipe not in self.reports:
+            raise InputError(f"there is no report of {recipe!r}; choose from {', '.join(self.reports)}")
+        return self.reports[recipe]
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Names of the recipes that ran and have a graph."""
+        return tuple(name for name, report in self.reports.items() if report.reason is None)
+
+    def table(self) -> Table:
+        """A row for each recipe: how often each pattern fused, and what computes attention."""
+        patterns = tuple(pattern.name for pattern in PATTERNS)
+        rows = tuple(_row(name, report, patterns) for name, report in self.reports.items())
+        return Table(
+            columns=("recipe", *patterns, "attention", "why there is nothing"),
+            rows=rows,
+            note="how many operators of each kind ran by their fast kernel, in a process of each recipe's own",
+            numeric=patterns,
+        )
+
+
+def fusion_reports(
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    recipes: Sequence[str | Recipe],
+    *,
+    threads: int | None = None,
+    timeout_s: float = 900.0,
+    memory_bytes: int | None = None,
+) -> FusionReports:
+    """Say what fuses in a model by each recipe. Answers are not verified and nothing is timed.
+
+    Parameters
+    ----------
+    model
+        As for :func:`compare`.
+    inputs
+        Keyword arguments of a call, as in use: what fuses can depend on shapes.
+    recipes
+        Names or recipes of your own.
+    threads, timeout_s, memory_bytes
+        As for :func:`compare`.
+
+    Returns
+    -------
+    FusionReports
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    from tqdm.auto import tqdm
+
+    chosen, threads = _without_reference(recipes), check_threads(threads)
+    content = {"model": model, "inputs": dict(inputs), "calibration": ()}
+    reports: dict[str, FusionReport] = {}
+    with (
+        Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session,
+        tqdm(chosen, desc="fusion reports", unit="recipe") as progress,
+    ):
+        for recipe in progress:
+            progress.set_description(f"{recipe.name}: fusion report")
+            reports[recipe.name] = _report(session, recipe)
+    return FusionReports(reports)
+
+
+def _without_reference(recipes: Sequence[str | Recipe]) -> tuple[Recipe, ...]:
+    """Those that were asked for; a choice puts the reference in front, and there is nothing fused in it."""
+    chosen = choose_recipes(recipes)
+    asked = {recipe if isinstance(recipe, str) else recipe.name for recipe in recipes}
+    return tuple(recipe for recipe in chosen if recipe.name in asked)
+
+
+def _report(session: Session, recipe: Recipe) -> FusionReport:
+    if recipe.why_not:
+        return without_graph(f"lacks: {recipe.why_not}")
+    try:
+        child, _ = session.start(recipe)
+        session.ask(child, "prepare", verify=False)
+        found = session.ask(child, "fusions")
+        session.close(child)
+    except ChildLost as lost:
+        logger.warning("%s: %s", recipe.name, lost.status)
+        return without_graph(lost.status)
+    return FusionReport.from_dict(found)
+
+
+def _row(name: str, report: FusionReport, patterns: Sequence[str]) -> tuple[str, ...]:
+    if report.reason is not None:
+        return (name, *("" for _ in patterns), "", report.reason)
+    counts = report.counts
+    attention = {**report[MHA].nodes, **report.stock_attention}
+    return (name, *(str(counts[pattern]) for pattern in patterns), ", ".join(attention), "")

@@ -1,0 +1,134 @@
+"""What fuses by each recipe, in child processes; one set of reports is shared by most tests."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
+from tests.conftest import make_bert, make_inputs
+
+IPEX = cpu.get_recipe("ipex-fp32").can_run
+needs_ipex = pytest.mark.skipif(not IPEX, reason=f"{cpu.get_recipe('ipex-fp32').why_not}")
+# Wide enough for IPEX's kernels of attention.
+SIZES = {"hidden_size": 64, "intermediate_size": 128}
+
+
+def failing(request):
+    raise RuntimeError("for a test")
+
+
+def dying(request):
+    import os
+
+    os._exit(3)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    recipes = [
+        "onednn-graph-fp32",
+        "torchscript-fp32",
+        "eager-fp32",
+        "ipex-fp32",
+        *IPEX_VARIANTS.values(),
+        cpu.Recipe("failing-fp32", "for a test", failing),
+        cpu.Recipe("dying-fp32", "for a test", dying),
+        cpu.Recipe("lacking-fp32", "for a test", failing, needs=("no-such-package>=1",)),
+    ]
+    return cpu.fusion_reports(make_bert(**SIZES), make_inputs(2, 16, padding=4), recipes)
+
+
+def counts(report):
+    names = ("multi-head attention", "concat linear", "linear+add", "linear+gelu", "add+layernorm")
+    return tuple(report.counts[name] for name in names)
+
+
+def test_stock_pytorch_fuses_linear_layers_and_leaves_attention_to_onednn_graph(reports):
+    report = reports["onednn-graph-fp32"]
+
+    assert counts(report) == (0, 2, 4, 2, 0)
+    assert report.counts["oneDNN Graph partition"] >= 2
+    assert report["linear+gelu"].nodes == {"mkldnn::_linear_pointwise": 2}
+
+
+def test_a_plain_trace_fuses_nothing(reports):
+    assert not any(reports["torchscript-fp32"].counts.values())
+    assert "torchscript-fp32" in reports.seen
+
+
+def test_what_does_not_run_says_why(reports):
+    assert "failing-fp32" not in reports.seen
+    assert "RuntimeError: for a test" in reports["failing-fp32"].reason
+    assert reports["dying-fp32"].reason.startswith("crashed: exit code 3")
+    assert reports["lacking-fp32"].reason.startswith("lacks: no-such-package")
+    assert "no TorchScript graph" in reports["eager-fp32"].reason
+
+
+def test_the_table_has_a_row_for_each_recipe(reports):
+    rows = {row[0]: row for row in reports.table().rows}
+
+    assert list(rows) == list(reports.reports)
+    assert rows["onednn-graph-fp32"][1:6] == ("0", "2", "4", "2", "0")
+    assert rows["lacking-fp32"][-1].startswith("lacks: ")
+    assert "no-such-package" in str(reports)
+
+
+def test_the_reference_is_there_only_if_asked_for():
+    reports = cpu.fusion_reports(make_bert(), make_inputs(), [cpu.Recipe("a-fp32", "x", failing, needs=("nothing-1",))])
+
+    assert list(reports.reports) == ["a-fp32"]
+
+
+def test_a_name_that_was_not_asked_for_is_an_error(reports):
+    with pytest.raises(cpu.InputError, match=r"'ipex-int8'.*onednn-graph-fp32"):
+        reports["ipex-int8"]
+
+
+def test_ipex_stays_out_of_this_process(reports):
+    assert "intel_extension_for_pytorch" not in sys.modules
+
+
+def test_variants_are_not_in_the_registry():
+    assert not set(IPEX_VARIANTS) & set(cpu.list_recipes().names)
+    assert all(variant.can_run == IPEX for variant in IPEX_VARIANTS.values())
+
+
+@pytest.mark.skipif(IPEX, reason="IPEX can run here")
+def test_without_ipex_its_variants_say_why(reports):
+    assert all("lacks: " in reports[name].reason for name in ("ipex-fp32", *IPEX_VARIANTS))
+
+
+@needs_ipex
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("ipex-fp32", (0, 2, 4, 2, 0)),
+        ("ipex-eager-attention-fp32", (2, 2, 4, 2, 0)),
+        # With no Linear+Add to take it, the Add is left for the layer norm.
+        ("ipex-mkl-linear-fp32", (2, 2, 0, 0, 4)),
+        ("ipex-flash-mha-bf16", (2, 2, 4, 2, 0)),
+        ("ipex-sdpa-bf16", (0, 2, 4, 2, 0)),
+    ],
+)
+def test_each_choice_fuses_other_things(reports, recipe, expected):
+    assert counts(reports[recipe]) == expected
+
+
+@needs_ipex
+def test_causes_are_named(reports):
+    def cause(recipe, pattern):
+        return "; ".join(reports[recipe][pattern].why_not)
+
+    assert "SDPA attention" in cause("ipex-fp32", "multi-head attention")
+    assert "MKL linear" in cause("ipex-mkl-linear-fp32", "linear+gelu")
+    assert "not frozen" in cause("ipex-not-frozen-fp32", "concat linear")
+    assert counts(reports["ipex-not-frozen-fp32"])[1] == 0
+
+
+@needs_ipex
+def test_the_whole_attention_is_one_operator_only_in_the_flash_variant(reports):
+    assert reports["ipex-flash-mha-bf16"]["multi-head attention"].nodes == {"ipex::bert_flash_mha": 2}
+    assert reports["ipex-eager-attention-fp32"]["multi-head attention"].nodes == {"ipex::mha_scores_calc": 2}
