@@ -20,6 +20,7 @@ EXPECTED = [
     "02-torchscript-tracing",
     "03-when-tracing-fails",
     "04-ipex-graph-fusion",
+    "05-bf16-autocast",
     "08-int8",
 ]
 PATHS = navigation.course(FOLDER)

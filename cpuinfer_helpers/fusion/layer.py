@@ -109,8 +109,15 @@ def picture(evidence: Evidence) -> LayerPicture:
     layer_after, repeats_after = one_layer(after)
     if not repeats_before or not repeats_after:
         return LayerPicture(align(before, after), 0)
-    # An operator that optimisation leaves in the first layer alone, such as the mask's, makes that one differ.
-    return LayerPicture(align(layer_before, layer_after), max(repeats_before, repeats_after))
+    # What is computed once for all layers, such as a mask, makes the first one differ: the repetition has one less.
+    numbered = _like(layer_before, before) | _like(layer_after, after)
+    return LayerPicture(align(layer_before, layer_after), max(repeats_before, repeats_after, len(numbered)))
+
+
+def _like(layer: Sequence[Operator], operators: Sequence[Operator]) -> set[str]:
+    """Paths of the numbered modules beside the one that a layer's operators come from, itself included."""
+    stems = {operator.layer.rpartition(".")[0] for operator in layer if operator.layer}
+    return {operator.layer for operator in operators if operator.layer and operator.layer.rpartition(".")[0] in stems}
 
 
 def one_layer(operators: Sequence[Operator]) -> tuple[Sequence[Operator], int]:

@@ -102,6 +102,9 @@ def _obstacle() -> str | None:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         return f"Python's headers are not installed ({header} is missing); install python3-dev or python3-devel"
+    # Seen with torch 2.8 and 2.13: the linker gets the folder in two parts.
+    if " " in torch.__path__[0]:
+        return f"torch is installed in a path with a space ({torch.__path__[0]}), which torch.compile cannot link to"
     return None
 
 
