@@ -405,9 +405,10 @@ def _page_faults_of_a_large_tensor() -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_only_inside_the_block():
     with machine.freed_memory_kept() as kept:
-        _page_faults_of_a_large_tensor()
-        inside = _page_faults_of_a_large_tensor()
-    _page_faults_of_a_large_tensor()
+        # The fewest of some: a small block put into the freed one moves the next large one elsewhere.
+        inside = min(_page_faults_of_a_large_tensor() for _ in range(8))
+        _above_it_on_the_heap = torch.zeros(2**20, dtype=torch.uint8)
+    # The first one: the C library may well serve a second one from the hole that the first left in the heap.
     outside = _page_faults_of_a_large_tensor()
 
     assert kept
