@@ -11,7 +11,7 @@ help:
 	@echo "make lab           open the course in JupyterLab (first time: installs the guide stack into .venv)"
 	@echo "make test          ruff, the unit tests, and every notebook in fast mode, on the guide stack"
 	@echo "make run           run every notebook at full size and write readable pages to build/"
-	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, answers (half an hour)"
+	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, model families, answers (an hour)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"

@@ -1,6 +1,6 @@
 """Every recipe and peer on BERT-base question answering: the tables that the README's figures come from.
 
-`make bench` runs it. It takes about half an hour on two cores; --recipes and --shapes make it shorter.
+`make bench` runs it. It takes about an hour on two cores; --recipes and --shapes make it shorter.
 """
 
 from __future__ import annotations
@@ -47,9 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n## Batch {batch}, {length} tokens\n{comparison}\n\n{ratios(comparison)}", flush=True)
         comparison.save(output / f"bench-{shape}.json")
     if not options.no_mix:
-        mixed = cpu.compare_mixed_lengths(task, recipes, calibration=calibration, budget_s=options.budget)
+        mixed = cpu.compare_mixed_lengths(task, recipes, calibration=calibration, budget_s=options.budget / 2)
         print(f"\n## Mixed lengths\n{mixed}\n\n{_mixed_targets(mixed)}", flush=True)
         (output / "bench-mixed.json").write_text(json.dumps(mixed.to_dict(), indent=1), encoding="utf-8")
+    if not options.no_families:
+        families = cpu.compare_families()
+        print(f"\n## Model families\n{families}\n\n{families.benefits()}", flush=True)
     if not options.no_scores:
         scores = cpu.score_recipes(task, recipes)
         print(f"\n## Answers\n{scores}", flush=True)
@@ -102,7 +105,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--recipes", help="names with commas between them; all unless given")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="batch x length, with commas between them")
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds of measuring for each recipe and shape")
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds of measuring for each recipe and shape")
+    parser.add_argument("--no-families", action="store_true", help="leave out the model families")
     parser.add_argument("--no-mix", action="store_true", help="leave out the mix of lengths")
     parser.add_argument("--no-scores", action="store_true", help="leave out the task's metric")
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.fusion import PATTERNS, FusionReport
 from cpuinfer_helpers.fusion.patterns import MHA
-from cpuinfer_helpers.fusion.report import _without_graph as without_graph
+from cpuinfer_helpers.fusion.report import without_graph
 from cpuinfer_helpers.recipes import Recipe
 
 logger = logging.getLogger("cpuinfer_helpers")

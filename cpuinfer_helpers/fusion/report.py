@@ -180,7 +180,7 @@ def fusion_report(
         raise InputError(f"prepared is a {type(prepared).__name__}; give a traced or prepared model, or a ScriptModule")
     module = prepared if isinstance(prepared, torch.jit.ScriptModule) else prepared.module
     if module is None:
-        return _without_graph(_why_no_module(prepared))
+        return without_graph(_why_no_module(prepared))
     with jit_deprecations_ignored():
         evidence = gather(module, _tensors(prepared, inputs), calls)
         return FusionReport(
@@ -208,7 +208,8 @@ def _why_no_module(prepared: Any) -> str:
     return f"no TorchScript graph: {runs or 'this is no ScriptModule'}"
 
 
-def _without_graph(reason: str) -> FusionReport:
+def without_graph(reason: str) -> FusionReport:
+    """A report of nothing that has a graph, with the reason."""
     findings = tuple(Finding(pattern.name, 0, 0, {}, {}, 0.0, 0.0, (reason,)) for pattern in PATTERNS)
     return FusionReport(findings, reason=reason)
 

@@ -87,18 +87,18 @@ def _build_fp32(request: Request) -> Build:
     # IPEX fuses eager attention and not SDPA, yet PyTorch's SDPA kernel is the faster one: 0.94 of the time at
     # (1, 384), 0.81 at (8, 384), the same at 128 tokens and below. Without auto_kernel_selection linear layers go to
     # MKL, which has no fusions and took 2.1 times as long.
-    model = _packed(_own_copy(request.model, "sdpa"), auto_kernel_selection=True)
-    return _build_of(request, frozen_trace(model, request.inputs), model)
+    model = packed(own_copy(request.model, "sdpa"), auto_kernel_selection=True)
+    return build_of(request, frozen_trace(model, request.inputs), model)
 
 
 def _build_bf16(request: Request) -> Build:
-    model = _packed(_own_copy(request.model, "eager"), dtype=torch.bfloat16)
+    model = packed(own_copy(request.model, "eager"), dtype=torch.bfloat16)
     # Around the model and not around the trace: TorchScript keeps a plan, with packed weights of its own, for calls
     # under autocast and another one for all others. The cache's entries would become constants of the graph.
     model.forward = torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)(model.forward)
     with HeadsByTranspose():
         traced = frozen_trace(model, request.inputs)
-    build = _build_of(request, traced, model)
+    build = build_of(request, traced, model)
     ran = build.evidence["oneDNN ran"]
     if " bf16 " not in ran:
         raise RecipeError(f"no matrix product ran in BF16, so this would be no BF16 model; oneDNN ran {ran}")
@@ -107,7 +107,7 @@ def _build_bf16(request: Request) -> Build:
 
 def _build_int8(request: Request) -> Build:
     model = _quantised(request)
-    build = _build_of(request, frozen_trace(model, request.inputs), model)
+    build = build_of(request, frozen_trace(model, request.inputs), model)
     groups = build.graph_nodes.get("ipex::LlgaFusionGroup", 0)
     if not groups:
         raise RecipeError("no part of the graph went to oneDNN's INT8 kernels (ipex::LlgaFusionGroup)")
@@ -124,7 +124,7 @@ def _ipex() -> ModuleType:
     return intel_extension_for_pytorch
 
 
-def _own_copy(model: torch.nn.Module, attention: str) -> torch.nn.Module:
+def own_copy(model: torch.nn.Module, attention: str) -> torch.nn.Module:
     """A copy whose parameters are its own objects over the model's memory: IPEX assigns to ``parameter.data``."""
     copied = with_attention(model, attention)
     owned = {
@@ -137,7 +137,7 @@ def _own_copy(model: torch.nn.Module, attention: str) -> torch.nn.Module:
     return copied
 
 
-def _packed(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+def packed(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
     """``ipex.optimize`` on a copy that may be changed."""
     # Folding looks for BatchNorm by tracing the model with torch.fx, which most transformers do not survive.
     folds = _has(model, torch.nn.modules.batchnorm._BatchNorm)
@@ -157,7 +157,7 @@ def _quantised(request: Request) -> torch.nn.Module:
     from tqdm.auto import tqdm
 
     constants = request.inputs.constants
-    model = _own_copy(request.model, "eager")
+    model = own_copy(request.model, "eager")
     with _calibration_threads():
         observed = quantization.prepare(
             model,
@@ -196,7 +196,7 @@ def _calibration_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _build_of(
+def build_of(
     request: Request, traced: tuple[torch.jit.ScriptModule, tuple[str, ...]], model: torch.nn.Module
 ) -> Build:
     """The trace with what was seen to run in it."""

@@ -21,17 +21,17 @@ _ONEDNN_LINEAR = {"auto_kernel_selection": True}
 
 
 def _eager_attention_fp32(request: Request) -> Build:
-    model = ipex._packed(ipex._own_copy(request.model, "eager"), **_ONEDNN_LINEAR)
-    return ipex._build_of(request, frozen_trace(model, request.inputs), model)
+    model = ipex.packed(ipex.own_copy(request.model, "eager"), **_ONEDNN_LINEAR)
+    return ipex.build_of(request, frozen_trace(model, request.inputs), model)
 
 
 def _mkl_linear_fp32(request: Request) -> Build:
-    model = ipex._packed(ipex._own_copy(request.model, "eager"))
-    return ipex._build_of(request, frozen_trace(model, request.inputs), model)
+    model = ipex.packed(ipex.own_copy(request.model, "eager"))
+    return ipex.build_of(request, frozen_trace(model, request.inputs), model)
 
 
 def _not_frozen_fp32(request: Request) -> Build:
-    model = ipex._packed(ipex._own_copy(request.model, "eager"), **_ONEDNN_LINEAR)
+    model = ipex.packed(ipex.own_copy(request.model, "eager"), **_ONEDNN_LINEAR)
     with torch.no_grad():
         module = torch.jit.trace(
             named_inputs(model, request.inputs),
@@ -39,7 +39,7 @@ def _not_frozen_fp32(request: Request) -> Build:
             check_trace=False,
             strict=False,
         )
-    build = ipex._build_of(request, (module, ()), model)
+    build = ipex.build_of(request, (module, ()), model)
     return replace(build, runs="ScriptModule of IPEX, not frozen", frozen=False)
 
 
@@ -53,10 +53,10 @@ def _sdpa_bf16(request: Request) -> Build:
 
 
 def _under_autocast(request: Request, attention: str) -> Build:
-    model = ipex._packed(ipex._own_copy(request.model, attention), dtype=torch.bfloat16)
+    model = ipex.packed(ipex.own_copy(request.model, attention), dtype=torch.bfloat16)
     # As in the recipe: around the model, and without a cache whose entries would become constants of the graph.
     model.forward = torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)(model.forward)
-    build = ipex._build_of(request, frozen_trace(model, request.inputs), model)
+    build = ipex.build_of(request, frozen_trace(model, request.inputs), model)
     if "bfloat16" not in build.linear_dtypes:
         raise RecipeError(f"no linear layer ran in BF16, so this would be no BF16 model: {dict(build.linear_dtypes)}")
     return build

@@ -46,7 +46,7 @@ def _build_int8(request: Request) -> Build:
 def _build(
     request: Request, hint: str, runs: str, change: Callable[[Request, Any], tuple[Any, dict[str, str]]] | None = None
 ) -> Build:
-    # SDPA reaches OpenVINO as one operator, which it runs 0 to 6 % faster than the products and softmax of eager
+    # SDPA reaches OpenVINO as one operator, which it runs up to 8 % faster than the products and softmax of eager
     # attention (BERT-base, FP32, BF16 and INT8).
     model = attention_copy(request, "sdpa")
     with libraries_quiet() as warnings:

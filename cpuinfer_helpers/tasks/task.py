@@ -273,7 +273,7 @@ class Task(Displayed):
         return {name: encoded[name] for name in self.tokenizer.model_input_names}
 
     def _length_of(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _labels(self) -> dict[int, str]:
         return {int(number): label for number, label in self.trained_model.config.id2label.items()}
