@@ -222,7 +222,10 @@ def test_a_process_that_has_grown_is_replaced(monkeypatch):
         assert session.ask(other, "prepare", verify=False)["prepared"]
 
 
+# A shell may have started the tests with interrupts ignored, as it does with commands in the background.
 PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import cpuinfer_helpers as cpu
 cpu.compare_families(["bert"], ["question-answering"], backends=["onednn-graph"], precisions=["fp32"], layers=1,
                      length=16, threads=1, budget_s=300, relative_width=1e-9)

@@ -137,10 +137,11 @@ class Worker:
     def run(self, calls: int) -> dict[str, Any]:
         """One call that is not counted, because another process has used the caches, then the counted ones."""
         gc.disable()
-        self._call()
-        seconds = [seconds_of(self._call) for _ in range(calls)]
-        gc.enable()
-        return {"seconds": seconds}
+        try:
+            self._call()
+            return {"seconds": [seconds_of(self._call) for _ in range(calls)]}
+        finally:
+            gc.enable()
 
     def answers(self, path: str) -> dict[str, Any]:
         """Write the answers to all inputs into a file; return what this process holds in memory."""

@@ -20,8 +20,10 @@ from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.recipes import Build
 
 ROOT = Path(cpu.__file__).parents[1]
+# A shell may have started the tests with interrupts ignored, as it does with commands in the background.
 PROGRAM = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import cpuinfer_helpers as cpu
 
 class Model(torch.nn.Module):
