@@ -109,3 +109,24 @@ def test_answers_may_share_storage_and_the_file_is_gone_after_reading(tmp_path):
     assert not path.exists()
     assert [group.keys() for group in back] == [group.keys() for group in groups]
     assert all(torch.equal(back[n][name], t) for n, group in enumerate(groups) for name, t in group.items())
+
+
+def test_a_model_with_hooks_that_hold_a_context_variable_arrives(tmp_path):
+    import contextvars
+
+    variable = contextvars.ContextVar("seen", default=1.0)
+    model = torch.nn.Linear(2, 2)
+    model.register_forward_hook(lambda module, inputs, output: output * variable.get(2.0))
+    got = read_parcel(write_parcel(tmp_path, "parcel", {"model": model}))["model"]
+
+    torch.testing.assert_close(
+        got(torch.ones(1, 2)), 2 * torch.nn.functional.linear(torch.ones(1, 2), *model.parameters())
+    )
+
+
+def test_a_model_that_has_shown_its_hidden_states_arrives(bert, tmp_path):
+    inputs = {"input_ids": torch.arange(5, 13)[None]}
+    expected = bert(**inputs, output_hidden_states=True).start_logits
+    got = read_parcel(write_parcel(tmp_path, "parcel", {"model": bert}))["model"]
+
+    assert torch.equal(got(**inputs, output_hidden_states=True).start_logits, expected)
