@@ -126,7 +126,7 @@ def _pickle_structure(file: BinaryIO, content: Any) -> list[torch.UntypedStorage
             if own or isinstance(getattr(value, "context_var", None), contextvars.ContextVar):
                 place = _place_of(value)
                 if place or own:
-                    return (_variable_at, place) if place else (contextvars.ContextVar, (value.name,))
+                    return (_variable_at, place) if place else (_new_variable, (value.name, *_default_of(value)))
             return super().reducer_override(value)
 
         def _number(self, storage: torch.UntypedStorage) -> int:
@@ -160,6 +160,18 @@ def _place_of(variable: Any) -> tuple[str, str] | None:
 
 def _variable_at(module_name: str, name: str) -> Any:
     return getattr(importlib.import_module(module_name), name)
+
+
+def _default_of(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:
+    """The variable's default, which only an empty context shows; nothing if it has none."""
+    try:
+        return (contextvars.Context().run(variable.get),)
+    except LookupError:
+        return ()
+
+
+def _new_variable(name: str, *default: Any) -> contextvars.ContextVar[Any]:
+    return contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)
 
 
 class _Unpickler(pickle.Unpickler):

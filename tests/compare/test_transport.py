@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextvars
 import pickle
 import threading
 from pathlib import Path
@@ -112,11 +113,9 @@ def test_answers_may_share_storage_and_the_file_is_gone_after_reading(tmp_path):
 
 
 def test_a_model_with_hooks_that_hold_a_context_variable_arrives(tmp_path):
-    import contextvars
-
-    variable = contextvars.ContextVar("seen", default=1.0)
+    variable = contextvars.ContextVar("seen", default=2.0)
     model = torch.nn.Linear(2, 2)
-    model.register_forward_hook(lambda module, inputs, output: output * variable.get(2.0))
+    model.register_forward_hook(lambda module, inputs, output: output * variable.get())
     got = read_parcel(write_parcel(tmp_path, "parcel", {"model": model}))["model"]
 
     torch.testing.assert_close(
