@@ -64,7 +64,8 @@ class LengthBuckets:
     def _cut(self, name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:
         for dim in self.length_dims[name]:
             tensor = tensor.narrow(dim, 0, length)
-        return tensor
+        # A model's own output is contiguous, and what computes losses from it often takes view() for granted.
+        return tensor.contiguous()
 
 
 def with_buckets(request: Request, answer: Answer) -> Answer:

@@ -43,6 +43,12 @@ def test_lengths_are_padded_to_the_next_bucket_and_cut_again(bucketed, bert, new
     torch.testing.assert_close(seen[valid], expected[valid], atol=1e-5, rtol=0)
 
 
+def test_what_is_cut_can_be_viewed_in_another_shape_like_the_models_own_output(bucketed, new_inputs):
+    answer, _ = bucketed
+    for output in answer(new_inputs(3, 21)).values():
+        assert output.view(-1).shape == (63,)
+
+
 def test_a_length_that_is_a_bucket_is_not_touched(bucketed, new_inputs):
     answer, inner = bucketed
     inputs = new_inputs(2, 32)
