@@ -57,7 +57,7 @@ class MixedRow:
     gain, gain_low, gain_high
         How many times more inputs a second than with everything padded, with its 95% interval, interleaved rounds.
     unseen
-        Largest time of a first call at a length, divided by the time of that length later on.
+        Largest time of the first three calls at a length, divided by the time of that length later on.
     memory_bytes
         How much the resident memory of the process grew over all lengths.
     """
@@ -114,8 +114,8 @@ class MixedLengths(Displayed):
             rows=tuple(self._row(row) for row in self.rows.values()),
             title=f"{len(self.lengths)} inputs, {shortest} to {longest} tokens, {mean:.0f} on average",
             note=(
-                f"padded: every input padded to {self.padded_to} tokens. unseen length: the slowest first call at a "
-                "length, against later calls at that length. Batch size 1."
+                f"padded: every input padded to {self.padded_to} tokens. unseen length: the slowest of the first three "
+                "calls at a length, against later calls at that length. Batch size 1."
             ),
             numeric=columns[2:],
         )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+from collections import Counter
 
 import pytest
 
@@ -58,16 +59,17 @@ def test_realistic_lengths_are_mostly_under_200_tokens_and_never_too_long():
         cpu.realistic_lengths(0)
 
 
-def test_the_measurement_sees_what_an_unseen_length_costs():
+@pytest.mark.parametrize("slow_call", [1, 2, 3])
+def test_the_measurement_sees_what_an_unseen_length_costs(slow_call):
     import time
 
-    seen = set()
+    calls = Counter()
 
-    def slow_at_first(length):
-        time.sleep(0.02 if length not in seen else 0.001)
-        seen.add(length)
+    def slow_once(length):
+        calls[length] += 1
+        time.sleep(0.02 if calls[length] == slow_call else 0.001)
 
     inputs = [{"length": 1}, {"length": 2}]
-    measured = measure_mixed_lengths(slow_at_first, inputs, [{"length": 3}] * 2, budget_s=0.05)
+    measured = measure_mixed_lengths(slow_once, inputs, [{"length": 3}] * 2, budget_s=0.05)
 
     assert measured["unseen"] > 2

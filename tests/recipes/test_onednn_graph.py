@@ -98,6 +98,15 @@ def test_no_more_shapes_are_kept_than_allowed(bert, monkeypatch):
     assert len(prepared._answer.answer._functions) == 2
 
 
+def test_a_shape_is_compiled_only_if_it_comes_again(bert):
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
+    functions = prepared._answer.answer._functions
+    for call in range(1, 6):
+        assert _error(prepared, bert, _inputs(3, 20)) < 1e-5
+        latest = list(functions.values())[-1]
+        assert (latest is None) == (call == 1)
+
+
 def test_an_addition_that_broadcasts_is_not_fused():
     class Broadcasting(torch.nn.Module):
         def __init__(self):
