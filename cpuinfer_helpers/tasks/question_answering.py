@@ -196,8 +196,12 @@ def _check_room(questions: Sequence[Question], tokenizer: Any, max_seq_length: i
     if max_seq_length > limit:
         raise InputError(f"max_seq_length {max_seq_length} is more than the {limit} tokens that the model takes")
     special = tokenizer.num_special_tokens_to_add(pair=True)
-    encoded = tokenizer([question.question.lstrip() for question in questions], add_special_tokens=False)
-    for question, tokens in zip(questions, encoded["input_ids"], strict=True):
+    # Only long questions have to be tokenized twice: even after normalisation a byte hardly makes two tokens.
+    long = [q for q in questions if max_seq_length - 2 * len(q.question.encode()) - special <= doc_stride]
+    if not long:
+        return
+    encoded = tokenizer([question.question.lstrip() for question in long], add_special_tokens=False)
+    for question, tokens in zip(long, encoded["input_ids"], strict=True):
         room = max_seq_length - len(tokens) - special
         if room <= doc_stride:
             raise InputError(

@@ -34,7 +34,7 @@ class Question:
     answer_starts: tuple[int, ...]
 
 
-def read_squad(path: str | os.PathLike[str]) -> list[Question]:
+def read_squad(path: str | os.PathLike[str], *, answers: bool = True) -> list[Question]:
     """Read a SQuAD file.
 
     Parameters
@@ -42,6 +42,8 @@ def read_squad(path: str | os.PathLike[str]) -> list[Question]:
     path
         JSON: nested (``data``, ``paragraphs``, ``qas``) as SQuAD is published, or flat (a list, or ``data`` as a
         list, of records with ``id``, ``context``, ``question`` and ``answers``) as the datasets library writes it.
+    answers
+        Whether every record must have ``answers``, which a test set does not.
 
     Returns
     -------
@@ -53,10 +55,10 @@ def read_squad(path: str | os.PathLike[str]) -> list[Question]:
         If the file cannot be read, is not of this format, holds no question, repeats an id, or an answer does not
         stand at its ``answer_start``. The message names the record.
     """
-    return parse_squad(read_json(path), str(path))
+    return parse_squad(read_json(path), str(path), answers=answers)
 
 
-def parse_squad(content: Any, source: str = "the data") -> list[Question]:
+def parse_squad(content: Any, source: str = "the data", *, answers: bool = True) -> list[Question]:
     """Turn the content of a SQuAD file, or rows of the datasets library, into questions; see :func:`read_squad`."""
     entries = content.get("data") if isinstance(content, Mapping) else content
     if not isinstance(entries, list):
@@ -64,7 +66,7 @@ def parse_squad(content: Any, source: str = "the data") -> list[Question]:
     questions: list[Question] = []
     seen: set[str] = set()
     for place, context, record in _records(entries, source):
-        question = _question(place, context, record)
+        question = _question(place, context, record if answers else {"answers": [], **record})
         if question.id in seen:
             raise DataError(f"{place}: the id {question.id!r} occurs twice; ids must be unique")
         seen.add(question.id)

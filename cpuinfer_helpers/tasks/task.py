@@ -316,7 +316,7 @@ def _find_answers(run: _Run, questions: Sequence[Question]) -> list[question_ans
 
 
 def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str], dict[str, float]]:
-    encoded = _encode_texts(run.tokenizer, texts)
+    encoded = encode_texts(run.tokenizer, texts)
     rows = _rows(run.tokenizer, encoded, len(texts))
     classes = [number for output in run.outputs(rows) for number in output["logits"].argmax(dim=-1).tolist()]
     labels = [run.labels[number] for number in classes]
@@ -324,7 +324,7 @@ def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str]
 
 
 def _tag_sentences(run: _Run, sentences: Sequence[TaggedSentence]) -> tuple[list[tuple[str, ...]], dict[str, float]]:
-    encoded = _encode_sentences(run.tokenizer, sentences)
+    encoded = encode_sentences(run.tokenizer, sentences)
     rows = _rows(run.tokenizer, encoded, len(sentences))
     best = [row.tolist() for output in run.outputs(rows) for row in output["logits"].argmax(dim=-1)]
     predicted = []
@@ -343,11 +343,13 @@ _SCORERS: dict[str, Callable[[_Run, Any], tuple[list[Any], dict[str, float]]]] =
 }
 
 
-def _encode_texts(tokenizer: Any, texts: Sequence[LabelledText]) -> Any:
+def encode_texts(tokenizer: Any, texts: Sequence[LabelledText]) -> Any:
+    """Tokenize texts, cut to what the model takes."""
     return tokenizer([text.text for text in texts], truncation=True, max_length=_longest(tokenizer))
 
 
-def _encode_sentences(tokenizer: Any, sentences: Sequence[TaggedSentence]) -> Any:
+def encode_sentences(tokenizer: Any, sentences: Sequence[TaggedSentence]) -> Any:
+    """Tokenize sentences word by word, cut to what the model takes."""
     words = [list(sentence.words) for sentence in sentences]
     return tokenizer(words, is_split_into_words=True, truncation=True, max_length=_longest(tokenizer))
 
@@ -356,7 +358,7 @@ def _encoded_rows(tokenizer: Any, examples: Sequence[Example]) -> list[dict[str,
     """Rows of the examples as :meth:`Task.evaluate` makes them."""
     if isinstance(examples[0], Question):
         return [window.inputs for window in question_answering.prepare_windows(examples, tokenizer)]
-    encode = _encode_texts if isinstance(examples[0], LabelledText) else _encode_sentences
+    encode = encode_texts if isinstance(examples[0], LabelledText) else encode_sentences
     return _rows(tokenizer, encode(tokenizer, examples), len(examples))
 
 
