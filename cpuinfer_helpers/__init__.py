@@ -3,6 +3,10 @@
 Nothing is called traced, fused, BF16 or faster until it has been seen to be so, on this machine, with the same answers.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from cpuinfer_helpers.compare import (
     Comparison,
     FusionReports,
@@ -42,6 +46,9 @@ from cpuinfer_helpers.timing import (
 )
 from cpuinfer_helpers.tracing import TracedModel, trace_model
 
+if TYPE_CHECKING:
+    from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, TrainerVerdict, verify_trainer
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -54,6 +61,8 @@ __all__ = [
     "FusionReport",
     "FusionReports",
     "InputError",
+    "JitTrainer",
+    "JitTrainingArguments",
     "MachineReport",
     "MixedLengths",
     "PreparedModel",
@@ -70,6 +79,7 @@ __all__ = [
     "Timings",
     "TraceError",
     "TracedModel",
+    "TrainerVerdict",
     "compare",
     "compare_families",
     "compare_mixed_lengths",
@@ -90,4 +100,19 @@ __all__ = [
     "seconds_of",
     "threads",
     "trace_model",
+    "verify_trainer",
 ]
+# They are classes of transformers', whose import takes seconds and is not for those who only measure.
+_OF_THE_TRAINER = ("JitTrainer", "JitTrainingArguments", "TrainerVerdict", "verify_trainer")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_THE_TRAINER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cpuinfer_helpers import trainer
+
+    return getattr(trainer, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

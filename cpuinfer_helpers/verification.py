@@ -146,15 +146,28 @@ def _check(variation: Variation, answer: Answer, reference: Answer, precision: s
             seen = run_seeded(answer, variation.inputs)
         except Exception as error:  # a trace fails with whatever its operators raise
             return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
-        worst = _compare(worst, expected, seen, variation.valid, precision)
+        worst = compare_answers(worst, expected, seen, variation.valid, precision)
         if not worst.passed:
             return replace(worst, note=f"call {call}: {worst.note}")
     return worst
 
 
-def _compare(
+def compare_answers(
     check: Check, expected: Tensors, seen: Tensors, valid: torch.Tensor | None, precision: str | None
 ) -> Check:
+    """The check with the largest error and its tolerance, failed if an output differs by more.
+
+    Parameters
+    ----------
+    check
+        What is known of the check so far.
+    expected, seen
+        Outputs by name.
+    valid
+        As for :class:`Variation`.
+    precision
+        As for :func:`verify`.
+    """
     # The model may return more than a trace can hold, such as a key-value cache; the receipt says what is left out.
     compared = [name for name in expected if name in seen]
     if not compared:

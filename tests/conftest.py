@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -86,6 +86,41 @@ def bert_inputs() -> dict[str, torch.Tensor]:
 def new_inputs() -> Callable[..., dict[str, torch.Tensor]]:
     """Makes inputs of the small BERT; see :func:`make_inputs`."""
     return make_inputs
+
+
+@pytest.fixture
+def new_accelerate_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What one Trainer asks accelerate for decides what the next one runs, so tests of Trainers begin anew."""
+    from accelerate.state import AcceleratorState
+
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_IPEX"):
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def new_args(tmp_path: Any, new_accelerate_state: None) -> Callable[..., Any]:
+    """Makes JitTrainingArguments that write and report nothing."""
+    from cpuinfer_helpers.trainer import JitTrainingArguments
+
+    def make(**given: Any) -> Any:
+        settings = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "per_device_eval_batch_size": 3}
+        return JitTrainingArguments(output_dir=str(tmp_path / "out"), **{**settings, **given})
+
+    return make
+
+
+@pytest.fixture
+def new_trainer(new_args: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a JitTrainer of a model and rows; ``trainer`` has further arguments of its own, the rest are new_args'."""
+    from cpuinfer_helpers.trainer import JitTrainer
+
+    def make(model: torch.nn.Module, rows: Any = None, *, trainer: dict[str, Any] | None = None, **args: Any) -> Any:
+        return JitTrainer(model=model, args=new_args(**args), eval_dataset=rows, **(trainer or {}))
+
+    return make
 
 
 @pytest.fixture(scope="session")

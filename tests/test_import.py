@@ -60,10 +60,11 @@ def state():
 
 modules, before = set(sys.modules), state()
 import cpuinfer_helpers
-after = state()
+after, added = state(), sorted(set(sys.modules) - modules)
 assert all(hasattr(cpuinfer_helpers, name) for name in cpuinfer_helpers.__all__)
+assert set(cpuinfer_helpers.__all__) <= set(dir(cpuinfer_helpers))
 changed = [name for name in before if before[name] != after[name]]
-print(json.dumps({"added": sorted(set(sys.modules) - modules), "changed": changed}))
+print(json.dumps({"added": added, "changed": changed}))
 """
 
 

@@ -196,14 +196,12 @@ def _calibration_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def build_of(
-    request: Request, traced: tuple[torch.jit.ScriptModule, tuple[str, ...]], model: torch.nn.Module
-) -> Build:
+def build_of(request: Request, traced: tuple[torch.jit.ScriptModule, tuple[str, ...]], model: torch.nn.Module) -> Build:
     """The trace with what was seen to run in it."""
     build = build_of_trace(*traced, model, request.inputs)
     module, inputs, threads = traced[0], request.inputs.tensors, torch.get_num_threads()
-    kernels = _kernels(module, inputs)
-    if not kernels:
+    ran = kernels(module, inputs)
+    if not ran:
         raise RecipeError("no kernel of IPEX ran: it has nothing to offer to this model")
     primitives = _primitives(module, inputs)
     return replace(
@@ -211,12 +209,12 @@ def build_of(
         answer=_watch_threads(module, threads),
         runs="ScriptModule of IPEX, frozen",
         evidence={
-            "IPEX kernels": _counts(kernels),
-            "oneDNN ran": _counts(_products(primitives)),
+            "IPEX kernels": counts_text(ran),
+            "oneDNN ran": counts_text(_products(primitives)),
             "packed for": f"{threads} threads; IPEX warns against changing their number",
         },
         weight_dtypes=_weight_dtypes(model, build.weight_dtypes),
-        linear_dtypes=_linear_dtypes(primitives, kernels),
+        linear_dtypes=_linear_dtypes(primitives, ran),
     )
 
 
@@ -240,15 +238,20 @@ def _watch_threads(module: torch.jit.ScriptModule, threads: int) -> Callable[[di
     return answer
 
 
-def _kernels(module: torch.jit.ScriptModule, inputs: dict[str, torch.Tensor]) -> Counter[str]:
-    """How often each kernel of IPEX ran, by the profiler's names."""
+def kernels(module: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> Counter[str]:
+    """How often each kernel of IPEX ran in one call, by the profiler's names."""
     with torch.no_grad(), native_stderr_logged(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         module(**inputs)
     names = (event.name() for event in profiler.profiler.kineto_results.events())
     return Counter(name for name in names if _KERNEL.match(name))
 
 
-def _primitives(module: torch.jit.ScriptModule, inputs: dict[str, torch.Tensor]) -> Counter[Primitive]:
+def linear_dtypes(module: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """How many linear layers ran at each dtype in one call, by what oneDNN reports and by MKL's kernel."""
+    return _linear_dtypes(_primitives(module, inputs), kernels(module, inputs))
+
+
+def _primitives(module: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> Counter[Primitive]:
     """How often each primitive of oneDNN ran, by its own report."""
     with torch.no_grad(), native_stdout() as lines, _ipex().verbose(1):
         module(**inputs)
@@ -324,7 +327,8 @@ def _weight_dtypes(model: torch.nn.Module, in_graph: Mapping[str, int]) -> Mappi
     return dict(Counter(str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()).most_common())
 
 
-def _counts(counter: Counter[str]) -> str:
+def counts_text(counter: Counter[str]) -> str:
+    """``name count`` of each, most frequent first."""
     return ", ".join(f"{name} {count}" for name, count in counter.most_common()) or "nothing"
 
 

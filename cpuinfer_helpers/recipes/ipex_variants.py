@@ -14,6 +14,7 @@ from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.recipes import ipex
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
+from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.tracing import frozen_trace
 
 # FP32's linear layers by oneDNN, which has fused ones, in place of MKL, which has none.
@@ -62,6 +63,29 @@ def _under_autocast(request: Request, attention: str) -> Build:
     return build
 
 
+def _untraced_fp32(request: Request) -> Build:
+    return _untraced(request, ipex.packed(ipex.own_copy(request.model, "sdpa"), **_ONEDNN_LINEAR))
+
+
+def _untraced_bf16(request: Request) -> Build:
+    model = ipex.packed(ipex.own_copy(request.model, "sdpa"), dtype=torch.bfloat16)
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    return _untraced(request, model)
+
+
+def _untraced(request: Request, model: torch.nn.Module) -> Build:
+    adapter = named_inputs(model, request.inputs)
+    kernels = ipex.kernels(adapter, request.inputs.tensors)
+    if not kernels:
+        raise RecipeError("no kernel of IPEX ran: it has nothing to offer to this model")
+    return Build(
+        adapter.run_model,
+        runs="the eager model with IPEX's kernels",
+        evidence={"IPEX kernels": ipex.counts_text(kernels)},
+        attention=attention_of(model),
+    )
+
+
 def _variant(name: str, summary: str, build: Callable[[Request], Build]) -> Recipe:
     precision = name.rpartition("-")[2]
     usual = next(recipe for recipe in ipex.RECIPES if recipe.precision == precision)
@@ -77,6 +101,8 @@ IPEX_VARIANTS = {
         _variant("ipex-mkl-linear-fp32", "the same with IPEX's default linear layers, MKL's", _mkl_linear_fp32),
         _variant("ipex-not-frozen-fp32", "oneDNN linear layers, eager attention, traced only", _not_frozen_fp32),
         _variant("ipex-flash-mha-bf16", "eager attention, fused into one operator", _flash_mha_bf16),
+        _variant("ipex-untraced-fp32", "oneDNN linear layers, PyTorch's own attention, no graph", _untraced_fp32),
+        _variant("ipex-untraced-bf16", "BF16 weights and autocast, PyTorch's own attention, no graph", _untraced_bf16),
         _variant("ipex-sdpa-bf16", "PyTorch's own fused attention", _sdpa_bf16),
     )
 }

@@ -1,0 +1,120 @@
+"""Evaluate rows of similar length together, with no more padding than each batch needs, and restore the order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpuinfer_helpers.recipes.buckets import BUCKET_STEP
+
+
+def order_by_length(dataset: Any) -> np.ndarray | None:
+    """Positions of a dataset's rows, longest first: what the longest batch needs is known at once.
+
+    Parameters
+    ----------
+    dataset
+        With a length; its rows are mappings with ``input_ids``, and ``attention_mask`` where they are padded.
+
+    Returns
+    -------
+    ndarray of int or None
+        Rows of the same length in the order of the dataset; None if the rows tell no length.
+    """
+    lengths = _lengths(dataset)
+    return None if lengths is None else np.argsort(-lengths, kind="stable")
+
+
+def reordered(dataset: Any, order: np.ndarray) -> Any:
+    """The dataset in another order; a ``datasets.Dataset`` stays one, so that its columns can be chosen."""
+    if hasattr(dataset, "select") and hasattr(dataset, "column_names"):
+        return dataset.select(order.tolist())
+    return torch.utils.data.Subset(dataset, order.tolist())
+
+
+class TrimmedPadding:
+    """A data collator that cuts off what is padding in all rows of its batch.
+
+    Parameters
+    ----------
+    collator
+        Makes the batch.
+    step
+        Batches are cut to a multiple of this: recipes that compile for a length see fewer of them.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], step: int = BUCKET_STEP) -> None:
+        self.collator = collator
+        self.step = step
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """The batch, as short as its longest row allows. Padding is cut on the right only."""
+        batch = self.collator(rows)
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return batch
+        length = mask.shape[1]
+        columns = torch.nonzero(mask.any(dim=0))
+        longest = int(columns.max()) + 1 if len(columns) else length
+        cut = min(length, -(-longest // self.step) * self.step)
+        return batch if cut == length else {name: _cut(value, length, cut) for name, value in batch.items()}
+
+
+def restored(values: Any, order: np.ndarray) -> Any:
+    """Arrays of rows, nested in any way, in the order that the dataset had; others as they are."""
+    if isinstance(values, Mapping):
+        return type(values)({name: restored(value, order) for name, value in values.items()})
+    if isinstance(values, (tuple, list)):
+        return type(values)(restored(value, order) for value in values)
+    if not isinstance(values, np.ndarray) or values.ndim == 0 or len(values) != len(order):
+        return values
+    back = np.empty_like(values)
+    back[order] = values
+    return back
+
+
+def restored_output(output: Any, order: np.ndarray) -> Any:
+    """An ``EvalLoopOutput`` or ``PredictionOutput`` with its rows in the order that the dataset had."""
+    return output._replace(predictions=restored(output.predictions, order), label_ids=restored(output.label_ids, order))
+
+
+def restoring(compute_metrics: Callable[[Any], Any], order: np.ndarray) -> Callable[[Any], Any]:
+    """The user's metric, given rows in the order of the dataset."""
+
+    def compute(evaluated: Any) -> Any:
+        names = ("predictions", "label_ids", "inputs", "losses")
+        values = {name: getattr(evaluated, name, None) for name in names}
+        return compute_metrics(type(evaluated)(**{name: restored(value, order) for name, value in values.items()}))
+
+    return compute
+
+
+def _lengths(dataset: Any) -> np.ndarray | None:
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        name = next((name for name in ("attention_mask", "input_ids") if name in names), None)
+        columns: Sequence[Any] = dataset[name] if name else ()
+        if name is None:
+            return None
+        return np.array([_length_of({name: row}) for row in columns])
+    lengths = []
+    for index in range(len(dataset)):
+        row = dataset[index]
+        if not isinstance(row, Mapping) or ("input_ids" not in row and "attention_mask" not in row):
+            return None
+        lengths.append(_length_of(row))
+    return np.array(lengths)
+
+
+def _length_of(row: Mapping[str, Any]) -> int:
+    """Tokens that are no padding."""
+    mask = row.get("attention_mask")
+    return len(row["input_ids"]) if mask is None else int(np.asarray(mask).astype(bool).sum())
+
+
+def _cut(value: Any, length: int, cut: int) -> Any:
+    as_long = isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[1] == length
+    return value[:, :cut].contiguous() if as_long else value

@@ -1,0 +1,104 @@
+"""What the Trainer evaluates in place of the user's model: prepared by a recipe on the first batch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import first_line
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.signature import argument_names
+from cpuinfer_helpers.trainer.losses import with_loss
+from cpuinfer_helpers.trainer.plan import EvaluationPlan
+from cpuinfer_helpers.trainer.preparation import Preparation, Ready
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+
+class StandIn(torch.nn.Module):
+    """Answers in place of a model, and has no parameters, so that the Trainer can neither cast nor move the model.
+
+    Parameters
+    ----------
+    model
+        The user's model. Left as it is.
+    plan
+        How to evaluate it.
+
+    Attributes
+    ----------
+    receipt : Receipt or None
+        Of what answered the last batch.
+    seconds : float
+        Time spent on preparation since this was last set to zero.
+    """
+
+    def __init__(self, model: torch.nn.Module, plan: EvaluationPlan) -> None:
+        super().__init__()
+        self.training = False
+        self.plan = plan
+        self.receipt: Receipt | None = None
+        self.seconds = 0.0
+        # In a tuple: a module given as an attribute would become a part of this one.
+        self._model = (model,)
+        self._ready: dict[tuple[Any, ...], Ready] = {}
+
+    def forward(self, *by_position: Any, **inputs: Any) -> Any:
+        """Answer a batch in the model's own output class; a new kind of batch is prepared for first."""
+        inputs |= zip(argument_names(self._model[0]), by_position, strict=False)
+        labels = {name: inputs.pop(name) for name in self.plan.label_names if inputs.get(name) is not None}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        kind = _kind_of(inputs, labels)
+        # What answers has its own precision; the Trainer's autocast would be a second one around it.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            if kind not in self._ready:
+                self._ready[kind] = self._prepared(inputs, labels)
+            try:
+                output = _answer(self._ready[kind], inputs, labels)
+            except Exception as error:  # a trace fails with whatever its operators raise
+                if not self._ready[kind].by_recipe or self.plan.on_failure == "raise":
+                    raise
+                reason = f"a later batch failed: {first_line(error)}"
+                logger.warning("%s; the eager model evaluates from here on", reason)
+                self._ready[kind] = self._prepared(inputs, labels, reason)
+                output = _answer(self._ready[kind], inputs, labels)
+        self.receipt = self._ready[kind].receipt
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        """What it has not itself is the model's: a user's own ``compute_loss`` may ask for ``model.config``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_model" not in vars(self):
+                raise
+            return getattr(self._model[0], name)
+
+    def _get_name(self) -> str:
+        """The model's class: the Trainer looks up by it how labels are smoothed."""
+        return self._model[0]._get_name()
+
+    def _prepared(self, inputs: Mapping[str, Any], labels: Mapping[str, Any], failure: str | None = None) -> Ready:
+        started = time.perf_counter()
+        try:
+            preparation = Preparation(self._model[0], self.plan, inputs, labels)
+            return preparation.run() if failure is None else preparation.eager(failure)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def _answer(ready: Ready, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> Any:
+    if ready.loss is None:
+        return ready.answer(**inputs, **labels)
+    output = ready.answer(**inputs)
+    return with_loss(output, ready.loss(output, labels))
+
+
+def _kind_of(inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a preparation holds for: the names of tensors, and plain values."""
+    plain = tuple((name, repr(value)) for name, value in sorted(inputs.items()) if not isinstance(value, torch.Tensor))
+    return tuple(sorted(inputs)), tuple(sorted(labels)), plain

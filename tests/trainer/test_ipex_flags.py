@@ -1,0 +1,69 @@
+"""``use_ipex``: ours and transformers' own, in one child process, because IPEX changes the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpuinfer_helpers.recipes import get_recipe
+
+ROOT = Path(__file__).parents[2]
+WHY_NOT = get_recipe("ipex-fp32").why_not
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
+# FP32: the same sums in another order. BF16 keeps 8 bits of each number; logits here are below 1.
+LARGEST = {"": 1e-5, "bf16": 2e-2, "bf16_full_eval": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Any]:
+    child = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("ipex_scenarios.py"))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+        check=False,
+    )
+    lines = [line for line in child.stdout.splitlines() if line.startswith("SEEN ")]
+    assert child.returncode == 0 and lines, child.stderr[-3000:]
+    return json.loads(lines[-1].removeprefix("SEEN "))
+
+
+@pytest.mark.parametrize("flag", LARGEST)
+def test_with_jit_a_trace_of_ipex_answers(seen: dict[str, Any], flag: str) -> None:
+    found = seen["ours"][flag]
+    receipt = found["receipt"]
+    assert receipt["script_module"] and receipt["reason"] is None and "IPEX kernels" in receipt["evidence"]
+    assert found["metrics"]["test_jit_recipe"] == f"ipex-{'bf16' if flag else 'fp32'}"
+    assert found["error"] < LARGEST[flag] and (not flag or found["error"] > 1e-5)
+    assert set(receipt["linear_dtypes"]) == {"bfloat16" if flag else "float32"}
+
+
+@pytest.mark.parametrize("flag", LARGEST)
+def test_without_jit_the_kernels_of_ipex_answer(seen: dict[str, Any], flag: str) -> None:
+    found = seen["untraced"][flag]
+    receipt = found["receipt"]
+    assert not receipt["script_module"] and receipt["reason"] is None and receipt["evidence"]["IPEX kernels"]
+    assert found["metrics"]["test_jit_traced"] is False
+    assert found["metrics"]["test_jit_recipe"] == f"ipex-untraced-{'bf16' if flag else 'fp32'}"
+    assert found["error"] < LARGEST[flag] and (not flag or found["error"] > 1e-5)
+
+
+@pytest.mark.parametrize("part", ["ours", "untraced"])
+def test_the_users_model_is_left_alone(seen: dict[str, Any], part: str) -> None:
+    for found in seen[part].values():
+        assert found["unchanged"] and found["type"] == "Linear"
+
+
+def test_transformers_own_trainer_beside_it(seen: dict[str, Any]) -> None:
+    stock = seen["stock"]
+    assert stock["jit_mode_eval"]["jit"] == "done" and stock["jit_mode_eval"]["ipex"] == "not requested"
+    assert stock["use_ipex"]["ipex"] == "done" and stock["use_ipex"]["jit"] == "not requested"
+    both = stock["jit_mode_eval use_ipex"]
+    assert both["jit"] == both["ipex"] == "done" and all(found["unchanged"] for found in stock.values())

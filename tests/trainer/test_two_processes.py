@@ -1,0 +1,41 @@
+"""Under torchrun with two processes the metrics are those of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCENARIO = Path(__file__).with_name("two_processes.py")
+
+
+def run(processes: int, task: str, *flags: str) -> dict[str, float]:
+    child = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
+            *(f"--nproc-per-node={processes}", str(SCENARIO), task, *flags),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    lines = [line for line in child.stdout.splitlines() if line.startswith("SEEN ")]
+    assert child.returncode == 0 and len(lines) == 1, child.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("SEEN "))
+
+
+@pytest.mark.parametrize("task", ["question-answering", "token-classification"])
+@pytest.mark.parametrize("flags", [("jit_mode_eval",), ("jit_mode_eval", "group_eval_by_length")])
+def test_metrics_are_those_of_one_process(task: str, flags: tuple[str, ...]) -> None:
+    one, two = run(1, task, *flags), run(2, task, *flags)
+    assert one["processes"] == 1 and two["processes"] == 2
+    assert one["test_jit_traced"] is two["test_jit_traced"] is True
+    for name in ("test_rows", "test_first", "test_last", "test_sum", "test_loss"):
+        assert two[name] == pytest.approx(one[name], abs=1e-4), name
