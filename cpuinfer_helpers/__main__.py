@@ -1,4 +1,4 @@
-"""The command line: ``python -m cpuinfer_helpers doctor | compare``."""
+"""The command line: ``python -m cpuinfer_helpers doctor | compare | run-qa``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("doctor", help="what this machine can do, and whether the installed versions fit together")
     comparing = commands.add_parser("compare", help="every recipe side by side on a task: speed, memory and accuracy")
     command.add_arguments(comparing)
-    options = parser.parse_args(arguments)
+    commands.add_parser("run-qa", help="the guide's run_qa: evaluate a question answering model", add_help=False)
+    # Its options are those of transformers, which takes seconds to import.
+    options, others = parser.parse_known_args(arguments)
+    if options.command == "run-qa":
+        from cpuinfer_helpers import run_qa
+
+        return run_qa.main(others)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     return command.run(options) if options.command == "compare" else doctor()
 
 
