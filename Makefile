@@ -4,7 +4,7 @@
 
 START = sh tools/start.sh
 
-.PHONY: help lab test run bench test-current doctor clean
+.PHONY: help lab test run bench bench-trainer test-current doctor clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test          ruff, the unit tests, and every notebook in fast mode, on the guide stack"
 	@echo "make run           run every notebook at full size and write readable pages to build/"
 	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, model families, answers (an hour)"
+	@echo "make bench-trainer the whole run_qa flow, transformers' own Trainer against ours (ten minutes)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"
@@ -28,6 +29,9 @@ run:
 
 bench:
 	@$(START) guide tools/bench.py
+
+bench-trainer:
+	@$(START) guide tools/bench_trainer.py
 
 test-current:
 	@$(START) current tools/check.py

@@ -5,6 +5,7 @@ Claims about speed are measured in the notebooks and reported, not asserted: a t
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,75 @@ def test_stock_pytorch_runs_a_whole_model_in_fp32_and_in_bf16(comparison, recipe
     assert row.successful, row.status
     assert row.receipt.verified
     assert row.receipt.linear_dtypes[dtype] >= 8
+
+
+# What the guide says of the Trainer: two flags, and two commands.
+
+
+def trainer_rows(count=4):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 120, (count, 16), generator=generator).tolist()
+    return [{"input_ids": row, "attention_mask": [1] * 16, "token_type_ids": [0] * 8 + [1] * 8} for row in ids]
+
+
+class Untraceable(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, token_type_ids):
+        if torch.jit.is_tracing():
+            raise ValueError("nothing to trace here")
+        return self.model(input_ids, attention_mask, token_type_ids)
+
+
+def test_the_trainer_evaluates_with_a_trace_if_asked_to(new_bert, new_trainer):
+    trainer = new_trainer(new_bert(), jit_mode_eval=True)
+    metrics = trainer.predict(trainer_rows()).metrics
+    assert metrics["test_jit_traced"] is True and trainer.jit_receipt.verified
+    assert trainer.jit_receipt.graph_nodes
+
+
+def test_the_trainer_falls_back_to_the_eager_model_and_logs_it(new_bert, new_trainer, caplog):
+    trainer = new_trainer(Untraceable(new_bert()).eval(), jit_mode_eval=True)
+    metrics = trainer.predict(trainer_rows()).metrics
+    assert metrics["test_jit_traced"] is False and "nothing to trace here" in metrics["test_jit_reason"]
+    assert "nothing to trace here" in caplog.text
+
+
+def test_the_guide_does_not_say_which_versions_of_transformers_have_the_flags(new_bert, new_args, tmp_path):
+    import transformers
+
+    stock = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
+    has_flag = hasattr(stock, "jit_mode_eval")
+    stock.jit_mode_eval = True
+    for model, expected in ((new_bert(), "done"), (Untraceable(new_bert()).eval(), "fell back")):
+        trainer = transformers.Trainer(model=model, args=stock)
+        verdict = cpu.verify_trainer(trainer, trainer_rows())
+        assert verdict.jit_mode_eval == (expected if has_flag else "ignored")
+
+
+@pytest.mark.parametrize("flags", ["--jit_mode_eval", "--use_ipex --jit_mode_eval"])
+def test_the_guides_two_commands(flags, tmp_path):
+    from cpuinfer_helpers.tasks.loading import DATA, checkpoint_directory
+
+    words = (
+        f"--do_eval --max_seq_length 384 --doc_stride 128 --no_cuda {flags} --max_eval_samples 8 "
+        "--disable_tqdm true --report_to none"
+    ).split()
+    model, data = str(checkpoint_directory("question-answering")), str(DATA / "question-answering-heldout.json")
+    given = ["--model_name_or_path", model, "--validation_file", data, "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "cpuinfer_helpers.run_qa", *given, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(cpu.__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_jit_traced"] is True and results["eval_f1"] > 30
+    wanted = "ipex-fp32" if "ipex" in flags and NO_IPEX is None else "onednn-graph-fp32"
+    assert results["eval_jit_recipe"] == wanted
+    assert ("eval_jit_reason" in results) == ("ipex" in flags and NO_IPEX is not None)
+    assert "questions per second" in done.stdout
