@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,8 +65,7 @@ def _candidates(model: torch.nn.Module) -> list[LossFunction]:
     function = model.loss_function if known else None
     if not callable(function):
         return []
-    # The functions note the kind of problem in it.
-    config = copy.deepcopy(model.config)
+    config = model.config
 
     def of_spans(output: Any, labels: Tensors) -> torch.Tensor:
         start, end = _entries(output, ("start_logits", "end_logits"))

@@ -112,6 +112,15 @@ def test_what_another_trainer_asked_for_changes_nothing(new_args, new_trainer):
     assert set(trainer.jit_receipt.linear_dtypes) == {"float32"}
 
 
+@pytest.mark.parametrize("flags", [{}, {"jit_mode_eval": True}])
+def test_nor_does_autocast_around_it(flags, new_args, new_trainer):
+    model, rows = make_model(), make_rows("question-answering")
+    expected = stock(model, rows, new_args).predict(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = new_trainer(model, rows, **flags).predict(rows)
+    assert largest_error(seen.predictions, expected.predictions) <= LARGEST["fp32"]
+
+
 @pytest.mark.parametrize("flag", ["bf16", "bf16_full_eval"])
 def test_bf16_without_jit_runs_in_bf16_and_leaves_the_model_in_fp32(flag, new_args, new_trainer):
     model, rows = make_model(), make_rows("question-answering")
