@@ -55,6 +55,22 @@ def stock(folder: str, **flags: Any) -> dict[str, Any]:
     }
 
 
+def trained(folder: str) -> dict[str, Any]:
+    model = make_model()
+    flags = {"jit_mode_eval": True, "use_ipex": True, "max_steps": 2, "save_strategy": "no"}
+    trainer = JitTrainer(
+        model=model, args=arguments(JitTrainingArguments, folder, **flags), train_dataset=ROWS, eval_dataset=ROWS
+    )
+    called = []
+    optimise = trainer.ipex_optimize_model
+    trainer.ipex_optimize_model = lambda *given, **more: called.append(given) or optimise(*given, **more)
+    trainer.train()
+    trainer.evaluate()
+    found = {"type": type(model.bert.encoder.layer[0].output.dense).__name__}
+    found["optimised by transformers"] = len(called)
+    return {**found, "same model": trainer.model is model, "recipe": trainer.jit_receipt.requested["recipe"]}
+
+
 def main() -> None:
     seen: dict[str, Any] = {"ours": {}, "untraced": {}, "stock": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +83,7 @@ def main() -> None:
             more = {flag: True} if flag else {}
             seen["ours"][flag] = ours(folder, expected, use_ipex=True, jit_mode_eval=True, **more)
             seen["untraced"][flag] = ours(folder, expected, use_ipex=True, **more)
+        seen["trained"] = trained(folder)
     print("SEEN " + json.dumps(seen))
 
 

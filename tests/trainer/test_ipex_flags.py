@@ -67,3 +67,9 @@ def test_transformers_own_trainer_beside_it(seen: dict[str, Any]) -> None:
     assert stock["use_ipex"]["ipex"] == "done" and stock["use_ipex"]["jit"] == "not requested"
     both = stock["jit_mode_eval use_ipex"]
     assert both["jit"] == both["ipex"] == "done" and all(found["unchanged"] for found in stock.values())
+
+
+def test_training_is_left_to_pytorch(seen: dict[str, Any]) -> None:
+    found = seen["trained"]
+    assert found["optimised by transformers"] == 0 and found["type"] == "Linear"
+    assert found["same model"] and found["recipe"] == "ipex-fp32"

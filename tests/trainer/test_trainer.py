@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -489,6 +490,14 @@ def test_contradictions_are_refused(new_args):
         new_args(jit_recipe="torchscript")
     with pytest.raises(InputError, match="contradict each other"):
         new_args(jit_mode_eval=True, use_ipex=True, jit_recipe="openvino")
+
+
+@pytest.mark.skipif(
+    not hasattr(transformers.Trainer, "ipex_optimize_model"), reason="this version of transformers knows no IPEX"
+)
+def test_use_ipex_is_kept_from_accelerate_which_would_change_the_trained_model(new_args):
+    assert new_args(jit_mode_eval=True, use_ipex=True).use_ipex
+    assert os.environ["ACCELERATE_USE_IPEX"] == "false"
 
 
 def test_unknown_values_are_refused(new_args):
