@@ -130,7 +130,11 @@ def test_bf16_without_jit_runs_in_bf16_and_leaves_the_model_in_fp32(flag, new_ar
     trainer = new_trainer(model, rows, **{flag: True})
     seen = trainer.predict(rows)
     assert 1e-5 < largest_error(seen.predictions, expected.predictions) < LARGEST["bf16"]
-    assert trainer.jit_receipt.linear_dtypes.get("bfloat16", 0) >= 13 and trainer.jit_receipt.reason is None
+    receipt = trainer.jit_receipt
+    assert receipt.linear_dtypes.get("bfloat16", 0) >= 13 and receipt.reason is None
+    # Autocast's profile has a linear layer twice: as it is called, and with what was cast for it.
+    assert ("float32" in receipt.linear_dtypes) == (flag == "bf16")
+    assert receipt.runs == f"the eager model {'under BF16 autocast' if flag == 'bf16' else 'with BF16 weights'}"
     assert seen.metrics["test_jit_traced"] is False and seen.metrics["test_jit_recipe"] == "eager-bf16"
     assert same_state(state(model), before)
 
@@ -384,6 +388,28 @@ def test_on_request_that_is_an_error(new_trainer):
     trainer = new_trainer(Refusing().eval(), jit_mode_eval=True, jit_failure="raise")
     with pytest.raises(RecipeError, match="this model cannot be traced"):
         trainer.predict(plain_rows(make_rows("text-classification")))
+
+
+class RightWhenShort(torch.nn.Module):
+    """A trace of short rows is right for short rows only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.labels = torch.nn.Embedding(120, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, input_ids, attention_mask):
+        summed = (self.words(input_ids) * attention_mask.unsqueeze(-1)).sum(dim=1)
+        return {"logits": self.labels(summed if input_ids.shape[1] < 50 else summed.abs())}
+
+
+def test_a_trace_that_is_wrong_only_for_whole_rows_is_not_used(new_args, new_trainer, caplog):
+    model, rows = RightWhenShort().eval(), plain_rows(make_rows("text-classification", width=60))
+    expected = stock(model, rows, new_args).predict(rows)
+    with caplog.at_level(logging.WARNING, "cpuinfer_helpers"):
+        seen = new_trainer(model, rows, jit_mode_eval=True).predict(rows)
+    assert np.allclose(seen.predictions, expected.predictions, atol=1e-5)
+    assert seen.metrics["test_jit_traced"] is False
+    assert "does not give the model's answers to the first batch" in caplog.text
 
 
 class LaterFailing(torch.nn.Module):
