@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -337,18 +338,17 @@ def test_compilation_is_no_part_of_the_runtime(new_trainer, monkeypatch):
     prepare = preparation.prepare
 
     def slow(*args, **kwargs):
-        import time
-
         time.sleep(1.0)
         return prepare(*args, **kwargs)
 
     monkeypatch.setattr(preparation, "prepare", slow)
-    metrics = new_trainer(make_model(), make_rows("question-answering"), jit_mode_eval=True).evaluate()
+    trainer = new_trainer(make_model(), make_rows("question-answering"), jit_mode_eval=True)
+    started = time.perf_counter()
+    metrics = trainer.evaluate()
+    whole = time.perf_counter() - started
     assert metrics["eval_jit_compilation_time"] > 1.0
-    wall = len(make_rows("question-answering")) / metrics["eval_samples_per_second"]
-    assert wall == pytest.approx(metrics["eval_runtime"], rel=0.05)
-    # The second that was slept is in one of them only.
-    assert metrics["eval_runtime"] < metrics["eval_jit_compilation_time"] + 1.0
+    # Both are parts of the whole; the slow second is in one of them only. Metrics are rounded to a ten-thousandth.
+    assert metrics["eval_runtime"] + metrics["eval_jit_compilation_time"] <= whole + 0.001
 
 
 # --- what cannot be done
