@@ -254,7 +254,10 @@ def parse_options(words: list[str]) -> tuple[ModelArguments, DataArguments, JitT
     parser = _Parser((ModelArguments, DataArguments, JitTrainingArguments), prog="python -m cpuinfer_helpers.run_qa")
     try:
         if len(words) == 1 and words[0].endswith(".json"):
-            return parser.parse_dict(read_json(words[0]))
+            options = read_json(words[0])
+            if not isinstance(options, dict):
+                raise InputError(f"{words[0]} holds a {type(options).__name__}; give an object of options by name")
+            return parser.parse_dict(options)
         *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     except (TypeError, ValueError) as error:
         raise InputError(first_line(error).partition(": ")[2]) from error

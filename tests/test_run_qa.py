@@ -162,6 +162,8 @@ def test_options_may_come_from_one_json_file(command, tmp_path, capsys):
     assert load(tmp_path / "again", "eval_predictions.json") == load(out, "eval_predictions.json")
     file.write_text(json.dumps({**options, "nonsense": 1}))
     assert run_qa.main([str(file)]) == 2 and "nonsense" in capsys.readouterr().err
+    file.write_text("[1]")
+    assert run_qa.main([str(file)]) == 2 and "holds a list; give an object" in capsys.readouterr().err
 
 
 # --- one clear line and exit code 2
