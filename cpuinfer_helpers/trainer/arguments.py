@@ -9,6 +9,7 @@ import transformers
 
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.recipes import get_recipe
+from cpuinfer_helpers.trainer.plan import precision_of
 
 ON_FAILURE = ("fallback", "raise")
 
@@ -76,8 +77,7 @@ class JitTrainingArguments(transformers.TrainingArguments):
     def _check_recipe(self) -> None:
         if self.jit_recipe is None:
             return
-        precision = "bf16" if self.bf16 or self.bf16_full_eval else "fp32"
-        get_recipe(f"{self.jit_recipe}-{precision}")
+        get_recipe(f"{self.jit_recipe}-{precision_of(self)}")
         if not self.jit_mode_eval:
             raise InputError(f"jit_recipe is {self.jit_recipe!r}, which nothing uses without jit_mode_eval; set both")
         if self.use_ipex and self.jit_recipe != "ipex":

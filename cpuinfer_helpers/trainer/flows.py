@@ -19,10 +19,11 @@ from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks import TASK_NAMES, load_task
 from cpuinfer_helpers.tasks.classification import accuracy
 from cpuinfer_helpers.tasks.rows import task_rows
+from cpuinfer_helpers.trainer.plan import FLAGS
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-FLAGS = ("jit_mode_eval", "use_ipex", "bf16", "bf16_full_eval", "group_eval_by_length")
+FLAGS_OF_FLOWS = (*FLAGS, "group_eval_by_length", "stock")
 _TIMEOUT_S = 900
 _MARK = "FLOW "
 
@@ -33,8 +34,8 @@ class FlowResult:
 
     Attributes
     ----------
-    name, flags, stock
-        What was asked for; ``stock`` for transformers' own Trainer.
+    name, flags
+        What was asked for; ``stock`` among the flags for transformers' own Trainer.
     jit_mode_eval, use_ipex, precision, reason
         As in a :class:`~cpuinfer_helpers.TrainerVerdict`.
     ran
@@ -49,7 +50,6 @@ class FlowResult:
 
     name: str
     flags: tuple[str, ...]
-    stock: bool
     jit_mode_eval: str
     use_ipex: str
     precision: str
@@ -84,16 +84,6 @@ class FlowResults(Displayed):
 
     def __getitem__(self, name: str) -> FlowResult | str:
         return self.rows[name]
-
-    def agreement(self, name: str, other: str) -> float:
-        """Share of equal answers of two flows, in percent."""
-        return accuracy(self._of(name).predictions, self._of(other).predictions)
-
-    def _of(self, name: str) -> FlowResult:
-        row = self.rows[name]
-        if isinstance(row, str):
-            raise InputError(f"{name} failed: {row}")
-        return row
 
     def table(self) -> Table:
         """What each flow was asked for and did, its metric and its speed; answers are compared with the first's."""
@@ -168,8 +158,8 @@ def run_flows(
         raise InputError(f"unknown task {task!r}; choose from {', '.join(TASK_NAMES)}")
     for name, flags in flows.items():
         for flag in flags:
-            if flag not in (*FLAGS, "stock"):
-                raise InputError(f"flow {name!r} has the flag {flag!r}; choose from {', '.join(FLAGS)}, stock")
+            if flag not in FLAGS_OF_FLOWS:
+                raise InputError(f"flow {name!r} has the flag {flag!r}; choose from {', '.join(FLAGS_OF_FLOWS)}")
     rows: dict[str, FlowResult | str] = {}
     for name, flags in (progress := tqdm(flows.items(), desc="evaluating", unit="flow", leave=False)):
         progress.set_description(name)
@@ -224,7 +214,6 @@ def _run(job: Mapping[str, Any]) -> FlowResult:
     return FlowResult(
         name=job["name"],
         flags=tuple(job["flags"]),
-        stock="stock" in job["flags"],
         jit_mode_eval=verdict.jit_mode_eval,
         use_ipex=verdict.use_ipex,
         precision=verdict.precision,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,17 @@ def order_by_length(dataset: Any) -> np.ndarray | None:
     return None if lengths is None else np.argsort(-lengths, kind="stable")
 
 
-def reordered(dataset: Any, order: np.ndarray) -> Any:
-    """The dataset in another order; a ``datasets.Dataset`` stays one, so that its columns can be chosen."""
+def rows_at(dataset: Any, positions: Iterable[int]) -> Any:
+    """These rows of a dataset, in this order; a ``datasets.Dataset`` stays one, so that its columns can be chosen."""
+    wanted = [int(position) for position in positions]
     if hasattr(dataset, "select") and hasattr(dataset, "column_names"):
-        return dataset.select(order.tolist())
-    return torch.utils.data.Subset(dataset, order.tolist())
+        return dataset.select(wanted)
+    return torch.utils.data.Subset(dataset, wanted)
+
+
+def cut_columns(batch: Mapping[str, Any], length: int, cut: int) -> dict[str, Any]:
+    """The batch with only so many columns in every tensor that has ``length`` of them; all else as it is."""
+    return {name: value[:, :cut].contiguous() if _is_as_long(value, length) else value for name, value in batch.items()}
 
 
 class TrimmedPadding:
@@ -60,7 +66,7 @@ class TrimmedPadding:
         columns = torch.nonzero(mask.any(dim=0))
         longest = int(columns.max()) + 1 if len(columns) else length
         cut = min(length, -(-longest // self.step) * self.step)
-        return batch if cut == length else {name: _cut(value, length, cut) for name, value in batch.items()}
+        return batch if cut == length else cut_columns(batch, length, cut)
 
 
 def restored(values: Any, order: np.ndarray) -> Any:
@@ -115,6 +121,5 @@ def _length_of(row: Mapping[str, Any]) -> int:
     return len(row["input_ids"]) if mask is None else int(np.asarray(mask).astype(bool).sum())
 
 
-def _cut(value: Any, length: int, cut: int) -> Any:
-    as_long = isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[1] == length
-    return value[:, :cut].contiguous() if as_long else value
+def _is_as_long(value: Any, length: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[1] == length

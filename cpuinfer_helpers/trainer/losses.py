@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,19 +72,16 @@ def _candidates(model: torch.nn.Module) -> list[LossFunction]:
         start, end = _entries(output, ("start_logits", "end_logits"))
         return function(start, end, labels["start_positions"], labels["end_positions"])
 
-    def of_logits(output: Any, labels: Tensors) -> torch.Tensor:
+    def of_logits(name: str, setting: str, value: Any, output: Any, labels: Tensors) -> torch.Tensor:
         (logits,) = _entries(output, ("logits",))
-        return function(labels=labels["labels"], logits=logits, config=config)
+        return function(labels=labels["labels"], **{name: logits, setting: value})
 
-    def of_pooled_logits(output: Any, labels: Tensors) -> torch.Tensor:
-        (logits,) = _entries(output, ("logits",))
-        return function(labels=labels["labels"], pooled_logits=logits, config=config)
-
-    def of_vocabulary(output: Any, labels: Tensors) -> torch.Tensor:
-        (logits,) = _entries(output, ("logits",))
-        return function(logits=logits, labels=labels["labels"], vocab_size=config.vocab_size)
-
-    return [of_spans, of_pooled_logits, of_logits, of_vocabulary]
+    return [
+        of_spans,
+        partial(of_logits, "pooled_logits", "config", config),
+        partial(of_logits, "logits", "config", config),
+        partial(of_logits, "logits", "vocab_size", getattr(config, "vocab_size", None)),
+    ]
 
 
 def _entries(output: Any, names: tuple[str, ...]) -> list[torch.Tensor]:

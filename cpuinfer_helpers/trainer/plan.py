@@ -9,6 +9,8 @@ from typing import Any
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
 
+# What asks for anything but the plain FP32 model.
+FLAGS = ("jit_mode_eval", "use_ipex", "bf16", "bf16_full_eval")
 # In this order: the first is the fastest that needs nothing but PyTorch, the second takes more models.
 _BACKENDS_OF_PYTORCH = ("onednn-graph", "torchscript")
 
@@ -59,9 +61,8 @@ def plan_of(args: Any, label_names: tuple[str, ...]) -> EvaluationPlan:
     label_names
         The Trainer's.
     """
-    names = ("jit_mode_eval", "use_ipex", "bf16", "bf16_full_eval")
-    requested = {name: bool(getattr(args, name, False)) for name in names}
-    precision = "bf16" if requested["bf16"] or requested["bf16_full_eval"] else "fp32"
+    requested = {name: bool(getattr(args, name, False)) for name in FLAGS}
+    precision = precision_of(args)
     recipes, substitutes = _recipes(args, requested, precision)
     return EvaluationPlan(
         requested=requested,
@@ -72,6 +73,11 @@ def plan_of(args: Any, label_names: tuple[str, ...]) -> EvaluationPlan:
         on_failure=getattr(args, "jit_failure", "fallback"),
         label_names=label_names,
     )
+
+
+def precision_of(args: Any) -> str:
+    """``fp32`` or ``bf16``: what a Trainer's arguments want evaluation to run in."""
+    return "bf16" if getattr(args, "bf16", False) or getattr(args, "bf16_full_eval", False) else "fp32"
 
 
 def _recipes(args: Any, requested: Mapping[str, bool], precision: str) -> tuple[tuple[Recipe, ...], tuple[Recipe, ...]]:

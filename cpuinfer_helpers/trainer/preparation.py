@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes import Recipe, prepare
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy
 from cpuinfer_helpers.trainer.copies import evaluation_copy, in_evaluation_mode
+from cpuinfer_helpers.trainer.grouping import cut_columns
 from cpuinfer_helpers.trainer.losses import LossFunction, loss_of, split_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
 from cpuinfer_helpers.verification import compare_answers, shape_text
@@ -141,15 +143,21 @@ class Preparation:
         return {}
 
     def _by_recipe(self, recipe: Recipe) -> Ready:
+        rows, expected, loss = self._wanted
+        return replace(self._verified(recipe, rows, expected), loss=loss)
+
+    @cached_property
+    def _wanted(self) -> tuple[dict[str, Any], Any, LossFunction | None]:
+        """The rows to prepare for, the eager model's answers to them, and the loss where that needs no trace."""
         if not self._labels:
-            return self._verified(recipe, self._inputs, self._reference(self._inputs))
+            return self._inputs, self._reference(self._inputs), None
         whole = {**self._inputs, **self._labels}
         expected = self._reference(whole)
         loss = self._loss(expected)
         if loss is None:
             # The model's own way to its loss becomes a part of the trace.
-            return self._verified(recipe, whole, expected)
-        return replace(self._verified(recipe, self._inputs, split_loss(expected)[1]), loss=loss)
+            return whole, expected, None
+        return self._inputs, split_loss(expected)[1], loss
 
     def _verified(self, recipe: Recipe, rows: Mapping[str, Any], expected: Any) -> Ready:
         """Prepared on a short example, and seen to give the eager model's answers to whole rows as well."""
@@ -228,10 +236,4 @@ def _shortened(rows: Mapping[str, Any]) -> dict[str, Any]:
     length = mask.shape[1]
     if any(length in value.shape[2:] for value in rows.values() if isinstance(value, torch.Tensor)):
         return dict(rows)
-    return {
-        name: value[:, :_LENGTH].contiguous() if _is_as_long(value, length) else value for name, value in rows.items()
-    }
-
-
-def _is_as_long(value: Any, length: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[1] == length
+    return cut_columns(rows, length, _LENGTH)

@@ -49,7 +49,8 @@ class StandIn(torch.nn.Module):
 
     def forward(self, *by_position: Any, **inputs: Any) -> Any:
         """Answer a batch in the model's own output class; a new kind of batch is prepared for first."""
-        inputs |= zip(argument_names(self._model[0]), by_position, strict=False)
+        if by_position:
+            inputs |= zip(argument_names(self._model[0]), by_position, strict=False)
         labels = {name: inputs.pop(name) for name in self.plan.label_names if inputs.get(name) is not None}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         kind = _kind_of(inputs, labels)

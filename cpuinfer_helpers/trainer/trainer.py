@@ -82,7 +82,7 @@ class JitTrainer(transformers.Trainer):
         if order is None:
             return super().get_eval_dataloader(eval_dataset)
         with self._trimmed_padding():
-            return _noted(super().get_eval_dataloader(grouping.reordered(dataset, order)), order)
+            return _noted(super().get_eval_dataloader(grouping.rows_at(dataset, order)), order)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As transformers'; with ``group_eval_by_length``, rows of similar length are in the same batch."""
@@ -90,7 +90,7 @@ class JitTrainer(transformers.Trainer):
         if order is None:
             return super().get_test_dataloader(test_dataset)
         with self._trimmed_padding():
-            return _noted(super().get_test_dataloader(grouping.reordered(test_dataset, order)), order)
+            return _noted(super().get_test_dataloader(grouping.rows_at(test_dataset, order)), order)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers'. In an evaluation every batch's loss is its own mean, however many processes share it."""
@@ -150,7 +150,8 @@ class JitTrainer(transformers.Trainer):
         receipt = self.jit_receipt
         if receipt is None:  # there was no batch
             return found
-        found |= {f"{prefix}_jit_traced": receipt.script_module, f"{prefix}_jit_recipe": _recipe_of(receipt)}
+        recipe = receipt.requested.get("recipe", f"eager-{self._stand_in.plan.precision}")
+        found |= {f"{prefix}_jit_traced": receipt.script_module, f"{prefix}_jit_recipe": recipe}
         if receipt.reason:
             found[f"{prefix}_jit_reason"] = receipt.reason
         return found
@@ -203,11 +204,6 @@ def _noted(dataloader: Any, order: Any) -> Any:
 def _prefix(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Of the metrics; the fifth argument of the loops."""
     return kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
-
-
-def _recipe_of(receipt: Receipt) -> str:
-    precision = "bf16" if receipt.requested["bf16"] or receipt.requested["bf16_full_eval"] else "fp32"
-    return receipt.requested.get("recipe", f"eager-{precision}")
 
 
 @contextmanager

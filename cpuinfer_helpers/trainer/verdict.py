@@ -18,6 +18,8 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
 from cpuinfer_helpers.recipes import ipex
+from cpuinfer_helpers.trainer.grouping import rows_at
+from cpuinfer_helpers.trainer.plan import FLAGS
 from cpuinfer_helpers.trainer.stand_in import StandIn
 
 _FELL_BACK = "failed to use PyTorch jit mode due to"
@@ -64,17 +66,22 @@ class TrainerVerdict(Displayed):
     def as_requested(self) -> bool:
         """Whether every flag that was set was carried out, as far as this was seen."""
         flags = {self.jit_mode_eval, self.use_ipex} <= {"done", "not requested"}
-        return flags and self.precision != "FP32, though BF16 was asked for"
+        return flags and not self._lacks_bf16
 
     @property
     def precision(self) -> str:
         """What the linear layers ran in, beside what was asked for."""
-        asked = bool({"bf16", "bf16_full_eval"} & set(self.requested))
         if not self.linear_dtypes:
             return "not seen"
         if "bfloat16" in self.linear_dtypes:
             return "BF16"
-        return "FP32, though BF16 was asked for" if asked else "FP32"
+        return "FP32, though BF16 was asked for" if self._lacks_bf16 else "FP32"
+
+    @property
+    def _lacks_bf16(self) -> bool:
+        """Whether BF16 was asked for, and linear layers were seen to run, none of them in it."""
+        asked = {"bf16", "bf16_full_eval"} & set(self.requested)
+        return bool(asked and self.linear_dtypes and "bfloat16" not in self.linear_dtypes)
 
     def table(self) -> Table:
         """Requested against seen."""
@@ -118,9 +125,7 @@ def verify_trainer(trainer: transformers.Trainer, dataset: Any = None) -> Traine
         If there is no batch, or the Trainer cannot evaluate it.
     """
     rows = _first_rows(trainer, dataset)
-    requested = tuple(
-        name for name in ("jit_mode_eval", "use_ipex", "bf16", "bf16_full_eval") if getattr(trainer.args, name, False)
-    )
+    requested = tuple(name for name in FLAGS if getattr(trainer.args, name, False))
     spy = _Spy()
     with _unharmed(trainer) as copied, _messages() as messages:
         spy.watch(copied)
@@ -196,8 +201,7 @@ def _first_rows(trainer: transformers.Trainer, dataset: Any) -> Any:
         dataset = next(iter(dataset.values()), None)
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
         raise InputError("verify_trainer: there is no batch to evaluate; give a dataset with a length and rows")
-    positions = range(min(len(dataset), trainer.args.eval_batch_size))
-    return dataset.select(positions) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, positions)
+    return rows_at(dataset, range(min(len(dataset), trainer.args.eval_batch_size)))
 
 
 @contextmanager
