@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +59,21 @@ def make_inputs(batch: int = 2, length: int = 12, *, padding: int = 0, seed: int
     segments = torch.zeros_like(ids)
     segments[:, length // 2 :] = 1
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+def seen_in_child(*words: str, **environment: str) -> Any:
+    """Run Python with these words in a process of its own; what it printed behind ``SEEN``, once, as JSON."""
+    child = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        timeout=300,
+        check=False,
+    )
+    lines = [line for line in child.stdout.splitlines() if line.startswith("SEEN ")]
+    assert child.returncode == 0 and len(lines) == 1, child.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("SEEN "))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_inputs
+from conftest import make_inputs, seen_in_child
 
 from cpuinfer_helpers.recipes import get_recipe, ipex, list_recipes, prepare
 from cpuinfer_helpers.recipes.ipex import HeadsByTranspose, Primitive, native_stdout, parse_primitive
@@ -33,17 +32,7 @@ needs_ipex = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
-    child = subprocess.run(
-        [sys.executable, str(SCENARIOS)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=300,
-        check=False,
-    )
-    lines = [line for line in child.stdout.splitlines() if line.startswith("SEEN ")]
-    assert child.returncode == 0 and lines, child.stderr[-3000:]
-    return json.loads(lines[-1].removeprefix("SEEN "))
+    return seen_in_child(str(SCENARIOS))
 
 
 # On BERT

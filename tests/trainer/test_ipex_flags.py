@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import seen_in_child
 
 from cpuinfer_helpers.recipes import get_recipe
 
-ROOT = Path(__file__).parents[2]
 WHY_NOT = get_recipe("ipex-fp32").why_not
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
 # FP32: the same sums in another order. BF16 keeps 8 bits of each number; logits here are below 1.
@@ -22,17 +18,7 @@ LARGEST = {"": 1e-5, "bf16": 2e-2, "bf16_full_eval": 2e-2}
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
-    child = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("ipex_scenarios.py"))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=300,
-        check=False,
-    )
-    lines = [line for line in child.stdout.splitlines() if line.startswith("SEEN ")]
-    assert child.returncode == 0 and lines, child.stderr[-3000:]
-    return json.loads(lines[-1].removeprefix("SEEN "))
+    return seen_in_child(str(Path(__file__).with_name("ipex_scenarios.py")))
 
 
 @pytest.mark.parametrize("flag", LARGEST)

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import seen_in_child
 
-ROOT = Path(__file__).parents[2]
 SCENARIO = Path(__file__).with_name("two_processes.py")
 
 
 def run(processes: int, task: str, *flags: str) -> dict[str, float]:
-    child = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
-            *(f"--nproc-per-node={processes}", str(SCENARIO), task, *flags),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=300,
-        check=False,
-    )
-    lines = [line for line in child.stdout.splitlines() if line.startswith("SEEN ")]
-    assert child.returncode == 0 and len(lines) == 1, child.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("SEEN "))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1")
+    words = (*torchrun, f"--nproc-per-node={processes}", str(SCENARIO), task, *flags)
+    return seen_in_child(*words, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.parametrize("task", ["question-answering", "token-classification"])
