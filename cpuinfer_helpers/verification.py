@@ -101,7 +101,13 @@ def variations(config: Any, example: Tensors) -> Iterator[Variation]:
 
 
 def verify(
-    answer: Answer, reference: Answer, config: Any, example: Tensors, *, precision: str | None = None
+    answer: Answer,
+    reference: Answer,
+    config: Any,
+    example: Tensors,
+    *,
+    precision: str | None = None,
+    tolerance: float | None = None,
 ) -> tuple[Check, ...]:
     """Compare a prepared model with its model on every variation, three calls each; stop at the first that fails.
 
@@ -116,6 +122,8 @@ def verify(
     precision
         ``fp32``, ``bf16`` or ``int8``: what the prepared model computes in, which sets the tolerance; that of the
         reference's own dtype unless given.
+    tolerance
+        Largest difference that passes, as a share of the largest answer; that of the precision unless given.
 
     Returns
     -------
@@ -126,13 +134,15 @@ def verify(
     planned = list(variations(config, example))
     checks: list[Check] = []
     for variation in tqdm(planned, desc="verifying", leave=False, delay=2.0):
-        checks.append(_check(variation, answer, reference, precision))
+        checks.append(_check(variation, answer, reference, precision, tolerance))
         if checks[-1].passed is False:
             break
     return tuple(checks)
 
 
-def _check(variation: Variation, answer: Answer, reference: Answer, precision: str | None) -> Check:
+def _check(
+    variation: Variation, answer: Answer, reference: Answer, precision: str | None, tolerance: float | None
+) -> Check:
     if variation.inputs is None:
         return Check(variation.name, "", None, note=variation.note)
     shape = shape_text(variation.inputs)
@@ -146,14 +156,19 @@ def _check(variation: Variation, answer: Answer, reference: Answer, precision: s
             seen = run_seeded(answer, variation.inputs)
         except Exception as error:  # a trace fails with whatever its operators raise
             return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
-        worst = compare_answers(worst, expected, seen, variation.valid, precision)
+        worst = compare_answers(worst, expected, seen, variation.valid, precision, tolerance)
         if not worst.passed:
             return replace(worst, note=f"call {call}: {worst.note}")
     return worst
 
 
 def compare_answers(
-    check: Check, expected: Tensors, seen: Tensors, valid: torch.Tensor | None, precision: str | None
+    check: Check,
+    expected: Tensors,
+    seen: Tensors,
+    valid: torch.Tensor | None,
+    precision: str | None,
+    tolerance: float | None = None,
 ) -> Check:
     """The check with the largest error and its tolerance, failed if an output differs by more.
 
@@ -165,7 +180,7 @@ def compare_answers(
         Outputs by name.
     valid
         As for :class:`Variation`.
-    precision
+    precision, tolerance
         As for :func:`verify`.
     """
     # The model may return more than a trace can hold, such as a key-value cache; the receipt says what is left out.
@@ -177,11 +192,11 @@ def compare_answers(
         if got.shape != wanted.shape:
             return replace(check, passed=False, note=f"{name} has shape {list(got.shape)}, not {list(wanted.shape)}")
         error = largest_error(wanted, got, valid)
-        tolerance = tolerance_for(wanted, valid, precision)
-        if not error <= tolerance:
-            return replace(check, passed=False, max_error=error, tolerance=tolerance, note=f"{name} differs")
+        allowed = tolerance_for(wanted, valid, precision, tolerance)
+        if not error <= allowed:
+            return replace(check, passed=False, max_error=error, tolerance=allowed, note=f"{name} differs")
         if error >= check.max_error:
-            check = replace(check, max_error=error, tolerance=tolerance)
+            check = replace(check, max_error=error, tolerance=allowed)
     return check
 
 
@@ -194,8 +209,13 @@ def largest_error(expected: torch.Tensor, seen: torch.Tensor, valid: torch.Tenso
     return error.max().item() if error.numel() else 0.0
 
 
-def tolerance_for(expected: torch.Tensor, valid: torch.Tensor | None = None, precision: str | None = None) -> float:
-    """Largest difference that passes: a share of the largest answer, by precision; nothing for integers."""
+def tolerance_for(
+    expected: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    precision: str | None = None,
+    tolerance: float | None = None,
+) -> float:
+    """Largest difference that passes: a share of the largest answer, given or by precision; nothing for integers."""
     if not expected.is_floating_point():
         return 0.0
     finite = _valid_part(expected, valid).double()
@@ -203,6 +223,8 @@ def tolerance_for(expected: torch.Tensor, valid: torch.Tensor | None = None, pre
     # Masked scores hold the most negative number of the dtype, which must not widen the tolerance for the others.
     finite = finite[finite < 1e30]
     largest = finite.max().item() if finite.numel() else 0.0
+    if tolerance is not None:
+        return tolerance * largest + _ABSOLUTE_TOLERANCE
     relative = _RELATIVE_TOLERANCE.get(expected.dtype, 1e-4)
     if precision in _PRECISION_TOLERANCE:
         relative = max(relative, _PRECISION_TOLERANCE[precision])

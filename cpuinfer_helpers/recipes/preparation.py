@@ -34,6 +34,7 @@ def prepare(
     *,
     calibration: Sequence[Mapping[str, torch.Tensor]] = (),
     verify: bool = True,
+    tolerance: float | None = None,
     on_failure: str = "fallback",
 ) -> PreparedModel:
     """Prepare a model by a recipe, prove that it gives the model's answers, or fall back and say why.
@@ -52,6 +53,8 @@ def prepare(
     verify
         Compare with the model on other batch sizes, lengths and paddings, three calls each, with a tolerance for the
         recipe's precision.
+    tolerance
+        Largest difference that passes, as a share of the largest answer; that of the recipe's precision unless given.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a RecipeError.
 
@@ -79,7 +82,7 @@ def prepare(
     check_model(model)
     inputs = bind_inputs(model, example_inputs)
     request = Request(recipe.name, recipe.precision, model, inputs, tuple(dict(row) for row in calibration))
-    job = _Job(recipe, request, verify, eager_answers(model, inputs))
+    job = _Job(recipe, request, verify, tolerance, eager_answers(model, inputs))
     try:
         return job.run()
     except RecipeError as error:
@@ -89,6 +92,47 @@ def prepare(
         return job.fallback(str(error))
 
 
+def verify_prepared(
+    prepared: PreparedModel, model: torch.nn.Module, *, precision: str, tolerance: float | None = None
+) -> tuple[Check, ...]:
+    """Compare a prepared model with the model on other batch sizes, lengths and paddings.
+
+    Parameters
+    ----------
+    prepared
+        What :func:`prepare` gave.
+    model
+        The eager model that it was made from.
+    precision
+        ``fp32``, ``bf16`` or ``int8``, which sets the tolerance.
+    tolerance
+        As for :func:`prepare`.
+
+    Returns
+    -------
+    tuple of Check
+        Up to the first that failed; see :func:`difference`.
+    """
+    inputs = prepared.inputs
+    return verify_answers(
+        lambda tensors: prepared(**tensors),
+        lambda tensors: model(**tensors, **inputs.constants),
+        getattr(model, "config", None),
+        inputs.tensors,
+        precision=precision,
+        tolerance=tolerance,
+    )
+
+
+def difference(checks: Sequence[Check]) -> str | None:
+    """What the first failed check found, in a sentence; None if none failed."""
+    check = next((check for check in checks if check.passed is False), None)
+    if check is None:
+        return None
+    size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
+    return f"it does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
+
+
 @dataclass
 class _Job:
     """One request to prepare a model: carries what is seen on the way into the receipt."""
@@ -96,6 +140,7 @@ class _Job:
     recipe: Recipe
     request: Request
     verify: bool
+    tolerance: float | None
     expected: dict[str, torch.Tensor]
     checks: tuple[Check, ...] = ()
     seconds: float = 0.0
@@ -109,7 +154,12 @@ class _Job:
         build = self._build(spec.tensor_names())
         prepared = self._result(build, spec)
         if self.verify:
-            self._verify(prepared)
+            self.checks = verify_prepared(
+                prepared, self.request.model, precision=self.recipe.precision, tolerance=self.tolerance
+            )
+            differs = difference(self.checks)
+            if differs:
+                raise RecipeError(differs)
             prepared.receipt = self._receipt(build, spec)
         return prepared
 
@@ -156,23 +206,6 @@ class _Job:
         if missing:
             raise RecipeError(f"{self.recipe.backend} does not return {missing[0]!r}; it returns {', '.join(first)}")
         return build
-
-    def _verify(self, prepared: PreparedModel) -> None:
-        constants = self.request.inputs.constants
-        self.checks = verify_answers(
-            lambda tensors: prepared(**tensors),
-            lambda tensors: self.request.model(**tensors, **constants),
-            self.request.config,
-            self.request.inputs.tensors,
-            precision=self.request.precision,
-        )
-        failed = [check for check in self.checks if check.passed is False]
-        if failed:
-            check = failed[0]
-            size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
-            raise RecipeError(
-                f"it does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
-            )
 
     def _result(self, build: Build, spec: OutputSpec) -> PreparedModel:
         return PreparedModel(

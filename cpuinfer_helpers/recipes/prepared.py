@@ -68,6 +68,11 @@ class PreparedModel(Displayed):
         return self.receipt.reason
 
     @property
+    def inputs(self) -> BoundInputs:
+        """The example: tensors by name, and the plain values that are constants."""
+        return self._inputs
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the tensors that a call takes."""
         return tuple(self._names)
