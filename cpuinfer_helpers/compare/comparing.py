@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.agreement import label_agreement, max_error
-from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, Child, ChildLost, is_memory_error
-from cpuinfer_helpers.compare.comparison import SUCCESSFUL, Comparison, RecipeResult, check_price
-from cpuinfer_helpers.compare.rounds import Rounds, run_rounds
+from cpuinfer_helpers.compare.candidates import Bench, Candidate, new_row, timed
+from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, Child, ChildLost
+from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult, check_price
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.machine import MachineReport, machine_report
-from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe, list_recipes
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.signature import bind_inputs, check_model
@@ -26,9 +24,8 @@ from cpuinfer_helpers.timing import Roofline, Timing
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-# Seconds for each kernel and shape of the roofline, and the share of a recipe's budget that warming up may take.
+# Seconds for each kernel and shape of the roofline.
 _ROOFLINE_BUDGET_S = 0.5
-_WARM_UP_SHARE = 0.3
 
 
 def compare(
@@ -104,7 +101,7 @@ def compare(
     _check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s, memory_bytes=memory_bytes)
     content = {**request, "model": model, "calibration": tuple(dict(row) for row in calibration)}
     with Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session:
-        job = _Job(session, request, budget_s, relative_width, verify)
+        job = _Job(Bench(session, request, budget_s, relative_width), verify)
         job.run(chosen, measure_roofline)
     tensors = bind_inputs(model, inputs).tensors
     return Comparison(
@@ -122,30 +119,19 @@ def compare(
 
 
 @dataclass
-class _Candidate:
-    """A recipe that is prepared, warmed up and waits in its process for its turns."""
-
-    child: Child
-    row: RecipeResult
-    example_calls: list[float]
-    call_s: float
-    warm_up_calls: int
-    steady: bool
-
-
-@dataclass
 class _Job:
     """Carries what is seen on the way into the rows."""
 
-    session: Session
-    request: dict[str, Any]
-    budget_s: float
-    relative_width: float
+    bench: Bench
     verify: bool
     rows: dict[str, RecipeResult] = field(default_factory=dict)
     roofline: Roofline | None = None
     flops: int | None = None
     groups: int = 0
+
+    @property
+    def session(self) -> Session:
+        return self.bench.session
 
     def run(self, recipes: Sequence[Recipe], measure_roofline: bool) -> None:
         """Prepare one recipe after the other; measure whenever memory is full, and at the end."""
@@ -155,10 +141,10 @@ class _Job:
         able = [recipe for recipe in recipes if missing[recipe.name] is None]
         for recipe in recipes:
             if missing[recipe.name]:
-                self._keep(_row(recipe, f"lacks: {missing[recipe.name]}"))
+                self._keep(new_row(recipe, f"lacks: {missing[recipe.name]}"))
         with tqdm(total=2 * len(able), desc="comparing", unit="step") as self.progress:
             self.reference = self._begin_reference(able[0], able if measure_roofline else [])
-            group: list[_Candidate] = []
+            group: list[Candidate] = []
             for recipe in able[1:]:
                 if group and not self.session.has_room_for(recipe):
                     self._finish(group)
@@ -180,7 +166,7 @@ class _Job:
             f"Measured in {self.groups} groups, as memory allows; each speed-up is against the reference in its group.",
         )
 
-    def _begin_reference(self, recipe: Recipe, rated: Sequence[Recipe]) -> _Candidate:
+    def _begin_reference(self, recipe: Recipe, rated: Sequence[Recipe]) -> Candidate:
         try:
             child, load_s = self._start(recipe)
             candidate = self._prepare(recipe, child, load_s)
@@ -191,20 +177,20 @@ class _Job:
                 self._measure_roofline(child, rated)
         except ChildLost as lost:
             raise RecipeError(f"the reference {recipe.name} does not run: {lost.status}") from lost
-        candidate.row = self._judged(candidate.row, self.expected, resident)
+        candidate.row = self.bench.judged(candidate.row, self.expected, self.expected, resident)
         return candidate
 
-    def _begin_or_row(self, recipe: Recipe) -> _Candidate | None:
+    def _begin_or_row(self, recipe: Recipe) -> Candidate | None:
         """A candidate that waits for its turns, or None and a row that says why there is none."""
         try:
             child, load_s = self._start(recipe)
             candidate = self._prepare(recipe, child, load_s)
             if candidate.row.successful:
-                candidate.row = self._judged(candidate.row, *self.session.answers(child))
+                candidate.row = self.bench.judged(candidate.row, self.expected, *self.session.answers(child))
                 self.progress.set_description(f"{recipe.name}: waiting")
                 return candidate
         except ChildLost as lost:
-            self._keep(_row(recipe, lost.status))
+            self._keep(new_row(recipe, lost.status))
             return None
         self.session.close(child)
         self._keep(candidate.row)
@@ -217,50 +203,35 @@ class _Job:
     def _measure_roofline(self, child: Child, recipes: Sequence[Recipe]) -> None:
         self.progress.set_description("measuring the roofline")
         precisions = list(dict.fromkeys(recipe.precision for recipe in recipes))
-        budget_s = min(_ROOFLINE_BUDGET_S, self.budget_s / 10)
+        budget_s = min(_ROOFLINE_BUDGET_S, self.bench.budget_s / 10)
         measured = self.session.ask(child, "roofline", precisions=precisions, budget_s=budget_s)
         self.roofline = Roofline(**{**measured, "tried": tuple(map(tuple, measured["tried"]))})
         self.flops = self.session.ask(child, "flops")["flops"]
 
-    def _prepare(self, recipe: Recipe, child: Child, load_s: float) -> _Candidate:
-        self.progress.set_description(f"{recipe.name}: preparing")
+    def _prepare(self, recipe: Recipe, child: Child, load_s: float) -> Candidate:
         # Against itself the reference has nothing to prove.
         verify = self.verify and recipe.name != REFERENCE
-        done = self.session.ask(child, "prepare", verify=verify)
-        receipt = Receipt.from_dict(done["receipt"])
-        row = _row(recipe, SUCCESSFUL, load_s=load_s, receipt=receipt, runs=receipt.runs or "the eager model")
-        if not done["prepared"]:
-            reason = receipt.reason or "no reason given"
-            status = f"{OUT_OF_MEMORY}: {reason}" if is_memory_error(reason) else f"fell back: {reason}"
-            return _Candidate(child, replace(row, status=status), [], 0.0, 0, False)
-        self.progress.set_description(f"{recipe.name}: warming up")
-        warm = self.session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
-        self.progress.update(1)
-        calls = done["example_calls"]
-        row = replace(row, prepare_s=done["seconds"], first_call_s=calls[0])
-        return _Candidate(child, row, calls, warm["median"], warm["calls"], warm["steady"])
+        candidate = self.bench.prepare(
+            recipe,
+            child,
+            load_s,
+            lambda stage: self.progress.set_description(f"{recipe.name}: {stage}"),
+            verify=verify,
+        )
+        if candidate.row.successful:
+            self.progress.update(1)
+        return candidate
 
-    def _judged(self, row: RecipeResult, answers: list[dict[str, torch.Tensor]], resident: int) -> RecipeResult:
-        given = [self.request["inputs"], *self.request["agreement"]]
-        percent, labels = label_agreement(self.expected, answers, given)
-        error = max_error(self.expected, answers, given)
-        return replace(row, max_error=error, label_agreement=percent, labels=labels, resident_bytes=resident)
-
-    def _finish(self, group: list[_Candidate]) -> None:
+    def _finish(self, group: list[Candidate]) -> None:
         """Measure the reference and the group in interleaved rounds, then end the group's processes."""
         candidates = [self.reference, *group]
-        rounds = run_rounds(
-            [candidate.child for candidate in candidates],
-            {candidate.row.recipe: candidate.call_s for candidate in candidates},
-            self._turn,
-            budget_s=self.budget_s,
-            relative_width=self.relative_width,
-            on_round=lambda number: self.progress.set_description(f"{len(candidates)} recipes: round {number}"),
+        rounds = self.bench.rounds(
+            candidates, lambda number: self.progress.set_description(f"{len(candidates)} recipes: round {number}")
         )
         if REFERENCE in rounds.lost:
             raise RecipeError(f"the reference {REFERENCE} does not run: {rounds.lost[REFERENCE]}")
         self.groups += 1
-        against = self._timing(self.reference, rounds)
+        against = self.bench.timing(self.reference, rounds)
         if REFERENCE not in self.rows:
             self._keep(self._timed(self.reference, against, None))
         for candidate in group:
@@ -268,38 +239,15 @@ class _Job:
             if name in rounds.lost:
                 self._keep(replace(candidate.row, status=rounds.lost[name]))
                 continue
-            self._keep(self._timed(candidate, self._timing(candidate, rounds), against))
+            self._keep(self._timed(candidate, self.bench.timing(candidate, rounds), against))
             self.session.close(candidate.child)
         group.clear()
 
-    def _turn(self, child: Child, calls: int) -> list[float]:
-        return self.session.ask(child, "run", watched=False, calls=calls)["seconds"]
-
-    def _timing(self, candidate: _Candidate, rounds: Rounds) -> Timing:
-        name = candidate.row.recipe
-        return Timing(
-            label=name,
-            samples=tuple(rounds.samples[name]),
-            first_call=candidate.row.first_call_s,
-            warmup_calls=candidate.warm_up_calls,
-            steady=candidate.steady,
-            stopped_by=rounds.stopped_by,
-            threads=self.session.threads,
-            round_id=rounds.round_id,
-        )
-
-    def _timed(self, candidate: _Candidate, timing: Timing, reference: Timing | None) -> RecipeResult:
-        row, percent = candidate.row, None
+    def _timed(self, candidate: Candidate, timing: Timing, reference: Timing | None) -> RecipeResult:
+        row, percent = timed(candidate, timing, reference), None
         if self.roofline is not None and self.flops and row.precision in self.roofline.rates:
             percent = self.roofline.percent(timing, self.flops, row.precision)
-        return replace(
-            row,
-            timing=timing,
-            speedup=timing.is_faster_than(reference) if reference else None,
-            warm_up_s=sum(max(0.0, seconds - timing.median) for seconds in candidate.example_calls),
-            roofline_percent=percent,
-            group=self.groups,
-        )
+        return replace(row, roofline_percent=percent, group=self.groups)
 
     def _keep(self, row: RecipeResult) -> None:
         self.rows[row.recipe] = row
@@ -376,10 +324,6 @@ def _check_positive(**values: float | None) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise InputError(f"{name} is {value!r}; give a positive number")
-
-
-def _row(recipe: Recipe, status: str, **seen: Any) -> RecipeResult:
-    return RecipeResult(recipe.name, recipe.precision, status, emulated=recipe.emulated, **seen)
 
 
 def _shape_text(tensor: torch.Tensor) -> str:

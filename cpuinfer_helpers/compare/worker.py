@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from cpuinfer_helpers.machine import freed_memory_kept
 from cpuinfer_helpers.mixed_lengths import measure_mixed_lengths
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe, prepare
+from cpuinfer_helpers.recipes.preparation import difference, verify_prepared
 from cpuinfer_helpers.timing import count_flops, measure, roofline, seconds_of
 from cpuinfer_helpers.verification import run_seeded
 
@@ -110,8 +111,8 @@ class Worker:
         """Count the floating-point operations of one call of the prepared model, which must be an eager one."""
         return {"flops": count_flops(self.prepared, self.content["inputs"])}
 
-    def prepare(self, verify: bool) -> dict[str, Any]:
-        """Prepare the model by the recipe, and let go of the original if that answers no more."""
+    def prepare(self, verify: bool, keep_model: bool = False) -> dict[str, Any]:
+        """Prepare the model by the recipe, and let go of the original, unless it is wanted for :meth:`verify`."""
         clock = _Clock(self.recipe)
         self.prepared = prepare(
             clock.timed_recipe(),
@@ -120,8 +121,9 @@ class Worker:
             calibration=self.content.get("calibration", ()),
             verify=verify,
         )
-        self.content.pop("model")
-        gc.collect()
+        if not keep_model:
+            self.content.pop("model")
+            gc.collect()
         return {
             "prepared": self.prepared.prepared,
             "seconds": clock.build_seconds,
@@ -133,6 +135,18 @@ class Worker:
         """Call until steady, then measure alone, for a first idea of how long a call takes."""
         timing = measure(self._call, budget_s=budget_s, max_calls=6)
         return {"median": timing.median, "calls": timing.warmup_calls + timing.calls, "steady": timing.steady}
+
+    def verify(self, tolerance: float | None) -> dict[str, Any]:
+        """Compare with the original on other batch sizes, lengths and paddings, then let go of it."""
+        model = self.content.pop("model")
+        checks = verify_prepared(self.prepared, model, precision=self.recipe.precision, tolerance=tolerance)
+        del model
+        gc.collect()
+        return {"checks": [asdict(check) for check in checks], "difference": difference(checks)}
+
+    def metric(self) -> dict[str, Any]:
+        """What the user's own metric says of the prepared model."""
+        return {"value": float(self.content["metric"](self.prepared))}
 
     def run(self, calls: int) -> dict[str, Any]:
         """One call that is not counted, because another process has used the caches, then the counted ones."""
