@@ -30,6 +30,7 @@ from cpuinfer_helpers.errors import (
 from cpuinfer_helpers.families import FamilyComparison, compare_families
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
 from cpuinfer_helpers.machine import MachineReport, freed_memory_kept, machine_report, threads
+from cpuinfer_helpers.optimize import OptimizedModel, optimize
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.tasks import Score, Task, load_task
@@ -65,6 +66,7 @@ __all__ = [
     "JitTrainingArguments",
     "MachineReport",
     "MixedLengths",
+    "OptimizedModel",
     "PreparedModel",
     "Receipt",
     "Recipe",
@@ -93,6 +95,7 @@ __all__ = [
     "machine_report",
     "measure",
     "measure_interleaved",
+    "optimize",
     "prepare",
     "realistic_lengths",
     "roofline",

@@ -238,6 +238,12 @@ def run_seeded(function: Answer, inputs: Tensors, seed: int = 0) -> dict[str, to
         return take_apart(function(inputs))[0]
 
 
+def valid_positions(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Boolean, batch by length: the positions that are no padding; None if the inputs have no such mask."""
+    mask = inputs.get("attention_mask")
+    return mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+
 def shape_text(inputs: Tensors) -> str:
     """Shape of the first input, such as ``3 x 96``."""
     return " x ".join(map(str, next(iter(inputs.values())).shape))

@@ -7,15 +7,9 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.verification import largest_error
+from cpuinfer_helpers.verification import largest_error, valid_positions
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-def valid_positions(inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Boolean, batch by length: the positions that are no padding; None if the inputs have no such mask."""
-    mask = inputs.get("attention_mask")
-    return mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
 
 def max_error(expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequence[Mapping[str, Any]]) -> float:

@@ -29,6 +29,7 @@ class Candidate:
     row: RecipeResult
     example_calls: Sequence[float] = ()
     call_s: float = 0.0
+    fastest_s: float = 0.0
     warm_up_calls: int = 0
     steady: bool = False
 
@@ -83,7 +84,7 @@ class Bench:
         warm = self.session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
         calls = done["example_calls"]
         row = replace(row, prepare_s=done["seconds"], first_call_s=calls[0])
-        return Candidate(child, row, calls, warm["median"], warm["calls"], warm["steady"])
+        return Candidate(child, row, calls, warm["median"], warm["fastest"], warm["calls"], warm["steady"])
 
     def judged(
         self, row: RecipeResult, expected: Sequence[Mapping[str, torch.Tensor]], answers: Any, resident_bytes: int

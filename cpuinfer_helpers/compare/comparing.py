@@ -94,28 +94,35 @@ def compare(
     RecipeError
         If the reference itself does not run: then there is nothing to compare with.
     """
-    request = _check_request(model, inputs, agreement_inputs)
+    request = check_request(model, inputs, agreement_inputs)
     chosen = choose_recipes(recipes)
     threads = check_threads(threads)
     price = check_price(price_per_hour)
-    _check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s, memory_bytes=memory_bytes)
+    check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s, memory_bytes=memory_bytes)
     content = {**request, "model": model, "calibration": tuple(dict(row) for row in calibration)}
     with Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session:
         job = _Job(Bench(session, request, budget_s, relative_width), verify)
         job.run(chosen, measure_roofline)
-    tensors = bind_inputs(model, inputs).tensors
     return Comparison(
         rows={recipe.name: job.rows[recipe.name] for recipe in chosen},
-        model=type(model).__name__,
-        inputs={name: _shape_text(tensor) for name, tensor in tensors.items()},
-        batch_size=next(iter(tensors.values())).shape[0],
-        threads=threads,
-        environment=_environment(machine_report()),
+        **circumstances(model, request["inputs"], threads),
         roofline=job.roofline,
         flops=job.flops,
         price_per_hour=price,
         notes=job.notes(),
     )
+
+
+def circumstances(model: torch.nn.Module, inputs: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """What a :class:`Comparison` says of the model, its inputs and the machine."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return {
+        "model": type(model).__name__,
+        "inputs": {name: _shape_text(tensor) for name, tensor in tensors.items()},
+        "batch_size": next(iter(tensors.values())).shape[0],
+        "threads": threads,
+        "environment": _environment(machine_report()),
+    }
 
 
 @dataclass
@@ -300,9 +307,16 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-def _check_request(
+def check_request(
     model: torch.nn.Module, inputs: Mapping[str, Any], agreement: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
+    """``inputs`` and ``agreement``, each with tensors and plain values by name.
+
+    Raises
+    ------
+    InputError
+        If the model or the inputs cannot be used, or the further inputs have other names.
+    """
     check_model(model)
     bound = bind_inputs(model, inputs)
     given = {**bound.tensors, **bound.constants}
@@ -318,7 +332,14 @@ def _check_request(
     return {"inputs": given, "agreement": tuple(further)}
 
 
-def _check_positive(**values: float | None) -> None:
+def check_positive(**values: float | None) -> None:
+    """Refuse what is no positive number; ``memory_bytes`` may be None.
+
+    Raises
+    ------
+    InputError
+        Naming the argument and its value.
+    """
     for name, value in values.items():
         if value is None and name == "memory_bytes":
             continue

@@ -14,7 +14,7 @@ from cpuinfer_helpers.timing import median_interval
 MIN_ROUNDS = 6
 MAX_ROUNDS = 500
 # Long enough that the one uncounted call and the wait between turns cost little, short enough to rotate often.
-_TURN_S = 0.3
+TURN_S = 0.3
 
 
 @dataclass
@@ -65,7 +65,7 @@ def run_rounds(
     on_round
         Told the number of rounds so far.
     """
-    turn_s = min(_TURN_S, budget_s / 20)
+    turn_s = min(TURN_S, budget_s / 20)
     calls = {child.recipe: max(1, round(turn_s / call_seconds[child.recipe])) for child in children}
     started = time.perf_counter()
     deadline = started + budget_s * len(children)

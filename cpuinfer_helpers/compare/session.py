@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import shutil
 import signal
@@ -55,6 +56,8 @@ class Session:
         self.threads = threads
         self.timeout_s = timeout_s
         self.memory_bytes = memory_bytes
+        # When everything that is asked must have ended, by time.monotonic().
+        self.deadline = math.inf
         self._content = dict(content)
         self._modules = sorted({type(part).__module__ for part in content["model"].modules()} - {"__main__"})
         self._children: list[Child] = []
@@ -107,7 +110,8 @@ class Session:
         """Have a child do something; memory is watched meanwhile, unless that would disturb a measurement."""
         try:
             watch = self._too_much if watched else None
-            return child.ask(do, timeout_s=self.timeout_s, watch=watch, **arguments)
+            left_s = max(0.0, self.deadline - time.monotonic())
+            return child.ask(do, timeout_s=min(self.timeout_s, left_s), watch=watch, **arguments)
         except ChildLost:
             self._children.remove(child)
             raise

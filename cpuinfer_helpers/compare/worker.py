@@ -134,7 +134,12 @@ class Worker:
     def warm_up(self, budget_s: float) -> dict[str, Any]:
         """Call until steady, then measure alone, for a first idea of how long a call takes."""
         timing = measure(self._call, budget_s=budget_s, max_calls=6)
-        return {"median": timing.median, "calls": timing.warmup_calls + timing.calls, "steady": timing.steady}
+        return {
+            "median": timing.median,
+            "fastest": min(timing.samples),
+            "calls": timing.warmup_calls + timing.calls,
+            "steady": timing.steady,
+        }
 
     def verify(self, tolerance: float | None) -> dict[str, Any]:
         """Compare with the original on other batch sizes, lengths and paddings, then let go of it."""

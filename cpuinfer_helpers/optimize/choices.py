@@ -1,0 +1,110 @@
+"""Comparisons that optimize() has made, kept for this machine, these versions and models of this shape."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cpuinfer_helpers
+from cpuinfer_helpers.compare import Comparison
+from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.machine import installed_versions, machine_report
+from cpuinfer_helpers.optimize.search import NOT_TRIED
+from cpuinfer_helpers.recipes import Recipe, list_recipes
+from cpuinfer_helpers.tasks.loading import cache_directory
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+# What a configuration says of its origin and not of the model.
+_ORIGIN = ("_name_or_path", "transformers_version", "_commit_hash")
+
+
+def choice_file(
+    model: torch.nn.Module, inputs: Mapping[str, Any], recipes: Sequence[Recipe], settings: Mapping[str, Any]
+) -> Path | None:
+    """Where the comparison of such a request is kept; None if it is not kept.
+
+    Everything that decides about speed goes into the name: the machine, the versions, the model's class, configuration
+    and the shapes of its weights, the shapes of the inputs, and what was asked for. The weights themselves do not: what
+    is remembered is verified again on the model at hand.
+
+    Parameters
+    ----------
+    model, inputs
+        The eager model, and its inputs by name.
+    recipes
+        What is tried. With a recipe of the user's own nothing is kept, because nobody sees when it changes.
+    settings
+        Further arguments that decide about the choice, in types that JSON knows.
+
+    Returns
+    -------
+    Path or None
+    """
+    known = list_recipes()
+    if any(recipe not in known for recipe in recipes):
+        return None
+    report = machine_report()
+    facts = {
+        "machine": [report.cpu, report.isa, report.isa_caps, report.cores_allowed, report.cpu_quota, report.threads],
+        "versions": {**installed_versions(), "cpuinfer_helpers": cpuinfer_helpers.__version__},
+        "python": sys.version_info[:2],
+        "model": [type(model).__module__, type(model).__qualname__, _configuration(model)],
+        "weights": {name: _described(tensor) for name, tensor in model.named_parameters()},
+        "inputs": {name: _described(value) for name, value in inputs.items()},
+        "recipes": sorted(recipe.name for recipe in recipes),
+        "settings": dict(settings),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_directory() / "choices" / f"{digest[:32]}.json"
+
+
+def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Comparison | None:
+    """The comparison that was kept, if it is whole, of this model, and not cut short by a smaller budget."""
+    if path is None or not path.exists():
+        return None
+    try:
+        comparison = Comparison.load(path)
+    except ArtifactError as error:
+        logger.warning("the remembered choice cannot be used, measuring anew: %s", error)
+        return None
+    cut_short = any(row.status.startswith((NOT_TRIED, "timed out")) for row in comparison.rows.values())
+    if cut_short and comparison.environment.get("budget_s", 0.0) < budget_s:
+        return None
+    return comparison if comparison.model == type(model).__name__ else None
+
+
+def remember(path: Path | None, comparison: Comparison) -> None:
+    """Keep a comparison for the next time; that it cannot be kept is a WARNING."""
+    if path is None:
+        return
+    try:
+        comparison.save(path)
+    except ArtifactError as error:
+        logger.warning("the choice cannot be remembered: %s; set CPUINFER_CACHE to a folder that can be written", error)
+
+
+def forget(path: Path | None) -> None:
+    """Remove what was kept."""
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _configuration(model: torch.nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return {"config": repr(config)} if config is not None else {}
+    # How attention is computed is not among the entries that are saved, and decides about speed.
+    attention = getattr(config, "_attn_implementation", None)
+    return {key: value for key, value in config.to_dict().items() if key not in _ORIGIN} | {"attention": attention}
+
+
+def _described(value: Any) -> Any:
+    return [list(value.shape), str(value.dtype)] if isinstance(value, torch.Tensor) else value

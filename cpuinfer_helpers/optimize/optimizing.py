@@ -1,0 +1,266 @@
+"""Find the fastest recipe that keeps a model's answers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.compare import Comparison
+from cpuinfer_helpers.compare.comparing import check_positive, check_request, choose_recipes
+from cpuinfer_helpers.errors import InputError, RecipeError, first_line
+from cpuinfer_helpers.optimize import choices
+from cpuinfer_helpers.optimize.model import OptimizedModel
+from cpuinfer_helpers.optimize.search import Search, in_order, metric_holds
+from cpuinfer_helpers.receipts import Check
+from cpuinfer_helpers.recipes import PreparedModel, Recipe, prepare
+from cpuinfer_helpers.recipes.base import PRECISIONS
+from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.verification import CALLS_PER_CHECK, compare_answers, run_seeded, shape_text, valid_positions
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+Metric = Callable[[Callable[..., Any]], float]
+
+
+def optimize(
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    precisions: Sequence[str] = ("fp32", "bf16"),
+    tolerance: float | None = None,
+    metric: Metric | None = None,
+    budget_s: float = 120.0,
+    *,
+    recipes: Sequence[str | Recipe] | None = None,
+    metric_kept: float = 0.99,
+    calibration: Sequence[Mapping[str, torch.Tensor]] = (),
+    agreement_inputs: Sequence[Mapping[str, Any]] = (),
+    refresh: bool = False,
+    memory_bytes: int | None = None,
+) -> OptimizedModel:
+    """Find the fastest recipe that keeps a model's answers, and prepare the model by it.
+
+    Recipes are tried one after the other, each in a process of its own, those that are quick to prepare first. One that
+    is clearly slower than the best so far is given up after its first calls. The others must give the model's answers
+    on other batch sizes, lengths and paddings. The best three are then measured in turns with the eager model; the
+    fastest of those whose interval shows that they are faster is prepared in this process.
+
+    The choice is remembered for this machine, the installed versions and models of this shape. The next call only
+    prepares and verifies it, on the weights at hand.
+
+    Parameters
+    ----------
+    model
+        An eager model in evaluation mode: from transformers, for text, images or audio, or any module with named tensor
+        inputs. It is left as it was.
+    inputs
+        Tensors by argument name, batch first, of the shape that matters; plain values become constants.
+    precisions
+        Some of ``fp32``, ``bf16`` and ``int8``.
+    tolerance
+        Largest difference from the model's answers that passes, as a share of the largest answer; unless given, that of
+        each recipe's precision: 1e-4 for FP32, 0.05 for BF16, 0.5 for INT8.
+    metric
+        A function that is called with a model and returns a number, higher is better: the model's own first, then that
+        of each recipe, in its process. It is sent there, so it must not hold what cannot be pickled.
+    budget_s
+        Seconds for everything.
+    recipes
+        Names (:func:`~cpuinfer_helpers.list_recipes`) or recipes of your own; all of the precisions unless given.
+    metric_kept
+        Share of the model's own metric that a recipe must reach. The default is MLPerf Inference's: 99% of the
+        reference's accuracy.
+    calibration
+        Inputs for static quantisation, a few dozen, like those that the model will see.
+    agreement_inputs
+        Further inputs on which labels are compared with the model's own.
+    refresh
+        Forget what is remembered, and measure.
+    memory_bytes
+        As for :func:`~cpuinfer_helpers.compare`.
+
+    Returns
+    -------
+    OptimizedModel
+        With ``recipe``, ``receipt``, ``comparison`` and ``save(directory)``. If nothing is seen to be faster it is the
+        eager model, with the reason.
+
+    Raises
+    ------
+    InputError
+        If the model, the inputs or another argument cannot be used.
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(64, 64).eval()
+    >>> optimized = optimize(layer, {"input": torch.ones(8, 64)}, recipes=["torchscript-fp32"], budget_s=20)
+    >>> optimized.recipe in ("eager-fp32", "torchscript-fp32"), tuple(optimized(input=torch.ones(2, 64)).shape)
+    (True, (2, 64))
+    """
+    started = time.monotonic()
+    request = check_request(model, inputs, agreement_inputs)
+    chosen = in_order(_of_precisions(choose_recipes(recipes), precisions))
+    _check_numbers(tolerance, metric_kept)
+    check_positive(budget_s=budget_s, memory_bytes=memory_bytes)
+    _check_metric(metric)
+    job = _Job(model, request["inputs"], tolerance, metric, metric_kept, tuple(dict(row) for row in calibration))
+    settings = {"tolerance": tolerance, "metric": metric is not None, "metric_kept": metric_kept}
+    file = choices.choice_file(model, request["inputs"], chosen, settings)
+    if refresh:
+        choices.forget(file)
+    remembered = choices.recall(file, model, budget_s)
+    if remembered is not None:
+        optimized = job.again(remembered)
+        if optimized is not None:
+            return optimized
+    search = Search(
+        model,
+        request["inputs"],
+        request["agreement"],
+        tolerance,
+        metric,
+        metric_kept,
+        job.calibration,
+        budget_s - (time.monotonic() - started),
+        memory_bytes,
+    )
+    comparison = search.run(chosen)
+    comparison = replace(comparison, environment={**comparison.environment, "budget_s": budget_s})
+    optimized = job.prepare(comparison, chosen)
+    if optimized.comparison.reference.successful:
+        choices.remember(file, optimized.comparison)
+    return optimized
+
+
+@dataclass
+class _Job:
+    """One request: prepares in this process what was chosen in others."""
+
+    model: torch.nn.Module
+    inputs: Mapping[str, Any]
+    tolerance: float | None
+    metric: Metric | None
+    metric_kept: float
+    calibration: tuple[dict[str, torch.Tensor], ...]
+
+    def prepare(self, comparison: Comparison, recipes: Sequence[Recipe]) -> OptimizedModel:
+        """Prepare the best; if it fails in this process, the next best."""
+        by_name = {recipe.name: recipe for recipe in recipes}
+        while True:
+            if not comparison.reference.successful or comparison.best().recipe == REFERENCE:
+                return self._eager(comparison)
+            best = comparison.best()
+            try:
+                prepared = self._prepared(by_name[best.recipe], verify=False)
+                prepared.receipt = replace(
+                    prepared.receipt, checks=(*best.receipt.checks, self._checked_here(prepared, by_name[best.recipe]))
+                )
+                return OptimizedModel(prepared=prepared, comparison=comparison, model=self.model)
+            except RecipeError as error:
+                logger.warning("%s fails in this process: %s", best.recipe, error)
+                status = f"fell back: in the process that asked for it: {error}"
+                failed = replace(best, status=status, timing=None, speedup=None)
+                comparison = replace(comparison, rows={**comparison.rows, best.recipe: failed})
+
+    def again(self, comparison: Comparison) -> OptimizedModel | None:
+        """Prepare and verify what was chosen earlier; None if it does not hold for this model."""
+        name = comparison.best().recipe
+        if name == REFERENCE:
+            return self._eager(comparison, remembered=True)
+        try:
+            prepared = self._prepared(name, verify=True)
+            self._check_metric(prepared)
+        except RecipeError as error:
+            logger.warning("the remembered choice %s does not hold for this model, measuring anew: %s", name, error)
+            return None
+        return OptimizedModel(prepared=prepared, comparison=comparison, model=self.model, remembered=True)
+
+    def _eager(self, comparison: Comparison, *, remembered: bool = False) -> OptimizedModel:
+        return OptimizedModel(
+            prepared=prepare(REFERENCE, self.model, self.inputs, verify=False),
+            comparison=comparison,
+            model=self.model,
+            reason=_why_eager(comparison),
+            remembered=remembered,
+        )
+
+    def _prepared(self, recipe: str | Recipe, *, verify: bool) -> PreparedModel:
+        return prepare(
+            recipe,
+            self.model,
+            self.inputs,
+            calibration=self.calibration,
+            verify=verify,
+            tolerance=self.tolerance,
+            on_failure="raise",
+        )
+
+    def _checked_here(self, prepared: PreparedModel, recipe: Recipe) -> Check:
+        """The other process has seen it right on many inputs; this one sees it on the example."""
+        tensors, constants = prepared.inputs.tensors, prepared.inputs.constants
+        expected = run_seeded(lambda given: self.model(**given, **constants), tensors)
+        check = Check("example, in this process", shape_text(tensors), True)
+        for _ in range(CALLS_PER_CHECK):
+            try:
+                seen = run_seeded(lambda given: prepared(**given), tensors)
+            except RuntimeError as error:
+                raise RecipeError(first_line(error)) from error
+            valid = valid_positions(tensors)
+            check = compare_answers(check, expected, seen, valid, recipe.precision, self.tolerance)
+            if not check.passed:
+                raise RecipeError(f"{check.note}: largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}")
+        return check
+
+    def _check_metric(self, prepared: PreparedModel) -> None:
+        if self.metric is None:
+            return
+        with torch.no_grad():
+            wanted, seen = float(self.metric(self.model)), float(self.metric(prepared))
+        if not metric_holds(seen, wanted, self.metric_kept):
+            raise RecipeError(f"the metric is {seen:.6g}, the model's own is {wanted:.6g}")
+
+
+def _why_eager(comparison: Comparison) -> str:
+    """In a sentence, why nothing else was chosen."""
+    if not comparison.reference.successful:
+        return f"it could not be measured ({comparison.reference.status})"
+    others = [row for row in comparison.rows.values() if row.recipe != REFERENCE]
+    if not others:
+        return "there was nothing else to try"
+    measured = [row for row in others if row.speedup is not None]
+    if measured:
+        best = max(measured, key=lambda row: row.ratio)
+        return f"no recipe was seen to be faster; the best was {best.recipe}, {best.speedup}"
+    kinds = [row.status.partition(":")[0] for row in others]
+    counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds))
+    return f"none of {len(others)} recipes could be measured ({counts})"
+
+
+def _of_precisions(recipes: Sequence[Recipe], precisions: Sequence[str]) -> list[Recipe]:
+    if isinstance(precisions, str) or not precisions:
+        raise InputError(f"precisions is {precisions!r}; give some of {PRECISIONS}")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise InputError(f"precisions holds {precision!r}; choose from {', '.join(PRECISIONS)}")
+    return [recipe for recipe in recipes if recipe.name == REFERENCE or recipe.precision in precisions]
+
+
+def _check_numbers(tolerance: float | None, metric_kept: float) -> None:
+    for name, value in (("tolerance", tolerance), ("metric_kept", metric_kept)):
+        if value is None and name == "tolerance":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value!r}; give a number of at least 0")
+
+
+def _check_metric(metric: object) -> None:
+    if metric is not None and not callable(metric):
+        raise InputError(
+            f"metric is a {type(metric).__name__}; give a function that takes a model and returns a number, "
+            "higher is better"
+        )
