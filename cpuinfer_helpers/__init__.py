@@ -30,7 +30,7 @@ from cpuinfer_helpers.errors import (
 from cpuinfer_helpers.families import FamilyComparison, compare_families
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
 from cpuinfer_helpers.machine import MachineReport, freed_memory_kept, machine_report, threads
-from cpuinfer_helpers.optimize import OptimizedModel, optimize
+from cpuinfer_helpers.optimize import OptimizedModel, load_optimized, optimize
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.tasks import Score, Task, load_task
@@ -91,6 +91,7 @@ __all__ = [
     "fusion_reports",
     "get_recipe",
     "list_recipes",
+    "load_optimized",
     "load_task",
     "machine_report",
     "measure",

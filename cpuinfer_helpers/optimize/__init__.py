@@ -2,5 +2,6 @@
 
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.optimizing import optimize
+from cpuinfer_helpers.optimize.saving import load_optimized
 
-__all__ = ["OptimizedModel", "optimize"]
+__all__ = ["OptimizedModel", "load_optimized", "optimize"]

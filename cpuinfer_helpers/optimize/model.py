@@ -31,6 +31,10 @@ class OptimizedModel(Displayed):
         Why the eager model stays; None if another recipe was seen to be faster.
     remembered : bool
         Whether the recipe was chosen in an earlier call, on this machine, and only verified in this one.
+    model : torch.nn.Module or None
+        The eager model, whose weights :meth:`save` writes beside what was made of them; None if that was loaded.
+    tolerance : float or None
+        What :func:`optimize` was given.
     """
 
     def __init__(
@@ -41,13 +45,14 @@ class OptimizedModel(Displayed):
         model: torch.nn.Module | None,
         reason: str | None = None,
         remembered: bool = False,
+        tolerance: float | None = None,
     ) -> None:
         self.prepared = prepared
         self.comparison = comparison
         self.reason = reason
         self.remembered = remembered
-        # For save(), which keeps its weights beside what was made of them.
-        self._model = model
+        self.model = model
+        self.tolerance = tolerance
 
     @property
     def recipe(self) -> str:

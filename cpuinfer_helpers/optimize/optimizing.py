@@ -160,7 +160,9 @@ class _Job:
                 prepared.receipt = replace(
                     prepared.receipt, checks=(*best.receipt.checks, self._checked_here(prepared, by_name[best.recipe]))
                 )
-                return OptimizedModel(prepared=prepared, comparison=comparison, model=self.model)
+                return OptimizedModel(
+                    prepared=prepared, comparison=comparison, model=self.model, tolerance=self.tolerance
+                )
             except RecipeError as error:
                 logger.warning("%s fails in this process: %s", best.recipe, error)
                 status = f"fell back: in the process that asked for it: {error}"
@@ -178,7 +180,9 @@ class _Job:
         except RecipeError as error:
             logger.warning("the remembered choice %s does not hold for this model, measuring anew: %s", name, error)
             return None
-        return OptimizedModel(prepared=prepared, comparison=comparison, model=self.model, remembered=True)
+        return OptimizedModel(
+            prepared=prepared, comparison=comparison, model=self.model, remembered=True, tolerance=self.tolerance
+        )
 
     def _eager(self, comparison: Comparison, *, remembered: bool = False) -> OptimizedModel:
         return OptimizedModel(
@@ -187,6 +191,7 @@ class _Job:
             model=self.model,
             reason=_why_eager(comparison),
             remembered=remembered,
+            tolerance=self.tolerance,
         )
 
     def _prepared(self, recipe: str | Recipe, *, verify: bool) -> PreparedModel:

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +84,25 @@ class Build:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a backend is told when it is to run what it has exported.
+
+    Attributes
+    ----------
+    inputs
+        The example that it was made with.
+    outputs
+        Names of the output tensors, in order.
+    details
+        What the backend's ``export`` returned.
+    """
+
+    inputs: BoundInputs
+    outputs: tuple[str, ...]
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One way to run a model: a name, what it needs, and a function that prepares a model.
 
@@ -100,6 +120,11 @@ class Recipe:
         Further reasons why it cannot run here, found without importing anything heavy; None if there are none.
     changes_process
         What using it does to the whole process, for as long as that lives; empty if it does nothing.
+    export
+        Writes what was made of a model into a folder; returns what ``restore`` must know beside, in types that JSON
+        knows. None where there is nothing that could be written.
+    restore
+        Makes of that folder what answers; ``evidence`` and the like may stay empty.
     """
 
     name: str
@@ -108,6 +133,8 @@ class Recipe:
     needs: tuple[str, ...] = ()
     obstacle: Callable[[], str | None] = lambda: None
     changes_process: str = ""
+    export: Callable[[Request, Build, Path], dict[str, Any]] | None = None
+    restore: Callable[[Stored, Path], Build] | None = None
 
     @property
     def backend(self) -> str:

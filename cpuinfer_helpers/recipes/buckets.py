@@ -50,6 +50,17 @@ class LengthBuckets:
         outputs = self.answer({name: self._padded(name, tensor, bucket) for name, tensor in tensors.items()})
         return {name: self._cut(name, tensor, length) for name, tensor in outputs.items()}
 
+    def details(self) -> dict[str, Any]:
+        """All but ``answer``, in types that JSON knows."""
+        dims = {name: list(dims) for name, dims in self.length_dims.items()}
+        return {"fill": dict(self.fill), "length_dims": dims, "longest": self.longest, "step": self.step}
+
+    @classmethod
+    def from_details(cls, answer: Answer, details: Mapping[str, Any]) -> LengthBuckets:
+        """What :meth:`details` described, in front of a backend."""
+        dims = {name: tuple(dims) for name, dims in details["length_dims"].items()}
+        return cls(answer, details["fill"], dims, details["longest"], details["step"])
+
     def bucket_of(self, length: int) -> int:
         """The length that a sequence is padded to."""
         bucket = -(-length // self.step) * self.step

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.machine import detect_isa, native_stderr_logged, version_tuple
-from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import with_attention
-from cpuinfer_helpers.recipes.torchscript import build_of_trace
+from cpuinfer_helpers.recipes.torchscript import build_of_trace, export_trace, load_trace
 from cpuinfer_helpers.tracing import frozen_trace
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -347,6 +348,17 @@ def _obstacle() -> str | None:
     return None
 
 
+def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
+    return {**export_trace(request, build, folder), "threads": torch.get_num_threads()}
+
+
+def _restore(stored: Stored, folder: Path) -> Build:
+    _ipex()
+    module = load_trace(folder)
+    answer = _watch_threads(module, stored.details["threads"])
+    return Build(answer, runs="ScriptModule of IPEX, frozen", module=module)
+
+
 def _recipe(precision: str, summary: str, build: Callable[[Request], Build]) -> Recipe:
     return Recipe(
         f"ipex-{precision}",
@@ -355,6 +367,8 @@ def _recipe(precision: str, summary: str, build: Callable[[Request], Build]) -> 
         needs=("intel-extension-for-pytorch==2.8",),
         obstacle=_obstacle,
         changes_process=_CHANGES,
+        export=_export,
+        restore=_restore,
     )
 
 

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.errors import first_line
-from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
-from cpuinfer_helpers.recipes.buckets import with_buckets
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
+from cpuinfer_helpers.recipes.buckets import Answer, LengthBuckets, with_buckets
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, with_attention
 from cpuinfer_helpers.recipes.rewriting import Rewritten, as_function, pack_linears
+from cpuinfer_helpers.recipes.torchscript import export_trace, load_trace
 from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.tracing import frozen_trace
 
 logger = logging.getLogger("cpuinfer_helpers")
 
+_RUNS = "ScriptModule, frozen, linear layers packed for oneDNN"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PARTITION = "prim::oneDNNFusionGroup"
 # A shape costs a copy of the graph, no weights: under a megabyte for BERT-base.
 _SHAPES_KEPT = 64
@@ -105,25 +111,24 @@ class PerShape:
 
 
 def _build_fp32(request: Request) -> Build:
-    return _build(request, torch.float32)
+    return _build(request, _DTYPES["fp32"])
 
 
 def _build_bf16(request: Request) -> Build:
-    return _build(request, torch.bfloat16)
+    return _build(request, _DTYPES["bf16"])
 
 
 def _build(request: Request, dtype: torch.dtype) -> Build:
-    model = with_attention(request.model, "eager")
-    if dtype is not torch.float32:
-        model = cast_copy(model, dtype)
-    example = {n: t.to(dtype) if t.is_floating_point() else t for n, t in request.inputs.tensors.items()}
-    inputs = BoundInputs(example, request.inputs.constants)
-    try:
-        module, rewritten, warnings = _packed_trace(model, inputs, fuse_additions=True)
-    except RuntimeError as error:
-        # The kernel adds equal shapes only, and whether an addition broadcasts is not seen before it runs.
-        logger.info("%s: additions are left alone: %s", request.recipe, first_line(error))
-        module, rewritten, warnings = _packed_trace(model, inputs, fuse_additions=False)
+    model, inputs = _own_model(request, dtype), _cast(request.inputs, dtype)
+    warnings: tuple[str, ...] = ()
+
+    def traced() -> torch.jit.ScriptModule:
+        nonlocal warnings
+        module, warnings = frozen_trace(model, inputs)
+        return module
+
+    module, rewritten = _packed(traced, inputs.tensors)
+    example = inputs.tensors
     per_shape = PerShape(module, example, rewritten.weights, dtype)
     with graph.onednn_fusion(jit_autocast=False):
         ran = graph.executed_graph(module, example)
@@ -131,7 +136,7 @@ def _build(request: Request, dtype: torch.dtype) -> Build:
     nodes = graph.node_counts(ran)
     return Build(
         answer=with_buckets(request, per_shape),
-        runs="ScriptModule, frozen, linear layers packed for oneDNN",
+        runs=_RUNS,
         module=module,
         evidence={"linear layers": str(rewritten), "oneDNN Graph partitions": str(nodes.get(_PARTITION, 0))},
         attention=attention_of(model),
@@ -143,15 +148,54 @@ def _build(request: Request, dtype: torch.dtype) -> Build:
     )
 
 
-def _packed_trace(
-    model: torch.nn.Module, inputs: BoundInputs, *, fuse_additions: bool
-) -> tuple[torch.jit.ScriptModule, Rewritten, tuple[str, ...]]:
-    """Trace, rewrite, and make the calls after which the module runs what oneDNN Graph has made of it."""
-    module, warnings = frozen_trace(model, inputs)
+def _own_model(request: Request, dtype: torch.dtype) -> torch.nn.Module:
+    model = with_attention(request.model, "eager")
+    return model if dtype is torch.float32 else cast_copy(model, dtype)
+
+
+def _cast(inputs: BoundInputs, dtype: torch.dtype) -> BoundInputs:
+    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.tensors.items()}
+    return BoundInputs(tensors, inputs.constants)
+
+
+def _packed(
+    new_module: Callable[[], torch.jit.ScriptModule], example: Mapping[str, torch.Tensor]
+) -> tuple[torch.jit.ScriptModule, Rewritten]:
+    """A frozen module, rewritten and called until it runs what oneDNN Graph has made of it."""
+    try:
+        return _packed_module(new_module(), example, fuse_additions=True)
+    except RuntimeError as error:
+        # The kernel adds equal shapes only, and whether an addition broadcasts is not seen before it runs.
+        logger.info("additions are left alone: %s", first_line(error))
+        return _packed_module(new_module(), example, fuse_additions=False)
+
+
+def _packed_module(
+    module: torch.jit.ScriptModule, example: Mapping[str, torch.Tensor], *, fuse_additions: bool
+) -> tuple[torch.jit.ScriptModule, Rewritten]:
     rewritten = pack_linears(module, fuse_additions=fuse_additions)
     with graph.onednn_fusion(jit_autocast=False):
-        graph.executed_graph(module, inputs.tensors)
-    return module, rewritten, warnings
+        graph.executed_graph(module, example)
+    return module, rewritten
+
+
+def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
+    """Write the trace without packed weights, which cannot be written and take a moment to make."""
+    dtype = _DTYPES[request.precision]
+    module, _ = frozen_trace(_own_model(request, dtype), _cast(request.inputs, dtype))
+    export_trace(request, replace(build, module=module), folder)
+    buckets = build.answer.details() if isinstance(build.answer, LengthBuckets) else None
+    return {"dtype": request.precision, "buckets": buckets}
+
+
+def _restore(stored: Stored, folder: Path) -> Build:
+    dtype = _DTYPES[stored.details["dtype"]]
+    inputs = _cast(stored.inputs, dtype)
+    module, rewritten = _packed(lambda: load_trace(folder), inputs.tensors)
+    answer: Answer = PerShape(module, inputs.tensors, rewritten.weights, dtype)
+    if stored.details["buckets"] is not None:
+        answer = LengthBuckets.from_details(answer, stored.details["buckets"])
+    return Build(answer, runs=_RUNS, module=module)
 
 
 def _weight_dtypes(rewritten: Rewritten, others: Mapping[str, int]) -> dict[str, int]:
@@ -171,12 +215,19 @@ def _no_onednn() -> str | None:
 
 RECIPES = (
     Recipe(
-        "onednn-graph-fp32", "traced, linear layers packed, the rest by oneDNN Graph", _build_fp32, obstacle=_no_onednn
+        "onednn-graph-fp32",
+        "traced, linear layers packed, the rest by oneDNN Graph",
+        _build_fp32,
+        obstacle=_no_onednn,
+        export=_export,
+        restore=_restore,
     ),
     Recipe(
         "onednn-graph-bf16",
         "the same with weights and activations in BF16",
         _build_bf16,
         obstacle=lambda: _no_onednn() or _no_bf16_kernels(),
+        export=_export,
+        restore=_restore,
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from cpuinfer_helpers.adapter import NamedInputs, named_inputs
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
-from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 
@@ -37,27 +37,31 @@ def _build_int8(request: Request) -> Build:
 
 
 def _build(request: Request, runs: str, change: Callable[[Path, bool], Path] | None = None) -> Build:
-    # The graph of eager attention is the one that the runtime optimises best: 160 ms for BERT-base at (1, 384), against
-    # 157 to 176 for SDPA on one version of transformers and the other.
-    model = attention_copy(request, "eager")
-    adapter = named_inputs(model, request.inputs)
     with tempfile.TemporaryDirectory() as folder, libraries_quiet() as warnings:
-        path = Path(folder) / "model.onnx"
-        _export(adapter, request, path)
-        if change:
-            path = change(path, _is_large(adapter))
-        session, kinds = _session(path)
+        path, adapter = _converted(request, Path(folder), change)
+        session, kinds = _session(path, Path(folder))
     return Build(
-        _answer(session, adapter, request),
+        _answer(session, request.inputs.tensors, adapter.spec.tensor_names()),
         runs=runs,
         evidence=_evidence(kinds),
-        attention=attention_of(model),
+        attention=attention_of(adapter.model),
         graph_nodes=kinds,
         warnings=tuple(warnings),
     )
 
 
-def _export(adapter: NamedInputs, request: Request, path: Path) -> None:
+def _converted(request: Request, folder: Path, change: Callable[[Path, bool], Path] | None) -> tuple[Path, NamedInputs]:
+    """Write the model to a folder, in ONNX; returns its file."""
+    # The graph of eager attention is the one that the runtime optimises best: 160 ms for BERT-base at (1, 384), against
+    # 157 to 176 for SDPA on one version of transformers and the other.
+    model = attention_copy(request, "eager")
+    adapter = named_inputs(model, request.inputs)
+    path = folder / "model.onnx"
+    _export_graph(adapter, request, path)
+    return (change(path, _is_large(adapter)) if change else path), adapter
+
+
+def _export_graph(adapter: NamedInputs, request: Request, path: Path) -> None:
     """Export by tracing: on both versions of torch it gives a graph that runs 6 to 20 % faster than torch.export's."""
     # With a batch of one, an exporter may take a dimension for one that is to be broadcast.
     tensors = {name: torch.cat([tensor, tensor]) for name, tensor in request.inputs.tensors.items()}
@@ -108,12 +112,12 @@ def _quantised(path: Path, large: bool) -> Path:
     return target
 
 
-def _session(path: Path) -> tuple[Any, dict[str, int]]:
-    """A session, and how often each kind of node stands in the model as the runtime has optimised it."""
+def _session(path: Path, scratch: Path) -> tuple[Any, dict[str, int]]:
+    """A session, and how often each kind of node stands in the model as the runtime optimised it, in ``scratch``."""
     import onnx
     import onnxruntime
 
-    optimised = path.with_name("optimised.onnx")
+    optimised = scratch / "optimised.onnx"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -127,11 +131,10 @@ def _session(path: Path) -> tuple[Any, dict[str, int]]:
     return session, dict(Counter(node.op_type for node in nodes).most_common())
 
 
-def _answer(session: Any, adapter: NamedInputs, request: Request) -> Callable[[dict[str, torch.Tensor]], Tensors]:
-    array = array_maker(request.inputs.tensors)
+def _answer(session: Any, example: Tensors, outputs: Sequence[str]) -> Callable[[dict[str, torch.Tensor]], Tensors]:
+    array = array_maker(example)
     # The exporter leaves out inputs that the model does not use.
     inputs = [port.name for port in session.get_inputs()]
-    outputs = adapter.spec.tensor_names()
 
     def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
         arrays = session.run(outputs, {name: array(name, tensors[name]) for name in inputs})
@@ -155,9 +158,25 @@ def _is_large(model: torch.nn.Module) -> bool:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) > _LARGE
 
 
+def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
+    with libraries_quiet():
+        path, _ = _converted(request, folder, _quantised if request.precision == "int8" else None)
+    return {"file": path.name, "runs": build.runs}
+
+
+def _restore(stored: Stored, folder: Path) -> Build:
+    with tempfile.TemporaryDirectory() as scratch, libraries_quiet():
+        session, _ = _session(folder / Path(stored.details["file"]).name, Path(scratch))
+    return Build(_answer(session, stored.inputs.tensors, stored.outputs), runs=stored.details["runs"])
+
+
+def _recipe(precision: str, summary: str, build: Callable[[Request], Build]) -> Recipe:
+    return Recipe(f"onnxruntime-{precision}", summary, build, _NEEDS, export=_export, restore=_restore)
+
+
 _NEEDS = ("onnx>=1.16", "onnxruntime>=1.19")
 
 RECIPES = (
-    Recipe("onnxruntime-fp32", "exported to ONNX, all optimisations of its runtime", _build_fp32, _NEEDS),
-    Recipe("onnxruntime-int8", "exported to ONNX, matrix products quantised on the fly", _build_int8, _NEEDS),
+    _recipe("fp32", "exported to ONNX, all optimisations of its runtime", _build_fp32),
+    _recipe("int8", "exported to ONNX, matrix products quantised on the fly", _build_int8),
 )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers.adapter import NamedInputs, named_inputs
+from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
-from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 
+_FILE = "model.openvino"
 # Nodes that hold or hand over tensors and compute nothing.
 _NO_WORK = ("Const", "Input", "Output")
 # Only these are matrix products; masks are u8 too, so a u8 node elsewhere says nothing about quantisation.
@@ -57,7 +60,7 @@ def _build(
         converted, evidence = change(request, converted) if change else (converted, {})
         compiled = openvino.Core().compile_model(converted, "CPU", _settings(hint))
         del converted
-    answer = _Answer(compiled, adapter, request)
+    answer = _Answer(compiled, request.inputs.tensors, adapter.spec.tensor_names())
     answer(dict(request.inputs.tensors))
     seen, kinds = _what_runs(compiled)
     return Build(
@@ -97,16 +100,16 @@ def _quantised(request: Request, converted: Any) -> tuple[Any, dict[str, str]]:
 class _Answer:
     """Runs the compiled model on tensors by name."""
 
-    def __init__(self, compiled: Any, adapter: NamedInputs, request: Request) -> None:
-        names = adapter.spec.tensor_names()
-        self.outputs = {name: _port(compiled.outputs, name) for name in names}
+    def __init__(self, compiled: Any, example: Tensors, outputs: Sequence[str]) -> None:
+        self.compiled = compiled
+        self.outputs = {name: _port(compiled.outputs, name) for name in outputs}
         # OpenVINO leaves out inputs that the model does not use.
-        ports = {name: _port(compiled.inputs, name) for name in request.inputs.tensors}
+        ports = {name: _port(compiled.inputs, name) for name in example}
         self.inputs = {name: port for name, port in ports.items() if port is not None}
         missing = [name for name, port in self.outputs.items() if port is None]
         if missing or len(self.inputs) != len(compiled.inputs):
             raise RecipeError(f"OpenVINO lost the name of {missing[0] if missing else 'an input'}")
-        self.array = array_maker(request.inputs.tensors)
+        self.array = array_maker(example)
         self.request = compiled.create_infer_request()
         # A request runs one inference at a time.
         self.lock = threading.Lock()
@@ -148,10 +151,28 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counter.most_common()) or "none"
 
 
+def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
+    (folder / _FILE).write_bytes(build.answer.compiled.export_model().getvalue())
+    return {"hint": str(build.answer.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()), "runs": build.runs}
+
+
+def _restore(stored: Stored, folder: Path) -> Build:
+    with libraries_quiet():
+        import openvino
+
+        blob = io.BytesIO((folder / _FILE).read_bytes())
+        compiled = openvino.Core().import_model(blob, "CPU", _settings(stored.details["hint"]))
+    return Build(_Answer(compiled, stored.inputs.tensors, stored.outputs), runs=stored.details["runs"])
+
+
+def _recipe(precision: str, summary: str, build: Callable[[Request], Build], needs: tuple[str, ...]) -> Recipe:
+    return Recipe(f"openvino-{precision}", summary, build, needs, export=_export, restore=_restore)
+
+
 _NEEDS = ("openvino>=2024.4",)
 
 RECIPES = (
-    Recipe("openvino-fp32", "converted to OpenVINO, kept in FP32", _build_fp32, _NEEDS),
-    Recipe("openvino-bf16", "converted to OpenVINO, run in BF16", _build_bf16, _NEEDS),
-    Recipe("openvino-int8", "converted to OpenVINO, quantised by NNCF", _build_int8, (*_NEEDS, "nncf>=2.13")),
+    _recipe("fp32", "converted to OpenVINO, kept in FP32", _build_fp32, _NEEDS),
+    _recipe("bf16", "converted to OpenVINO, run in BF16", _build_bf16, _NEEDS),
+    _recipe("int8", "converted to OpenVINO, quantised by NNCF", _build_int8, (*_NEEDS, "nncf>=2.13")),
 )

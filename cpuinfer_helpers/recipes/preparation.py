@@ -166,7 +166,6 @@ class _Job:
     def fallback(self, reason: str) -> PreparedModel:
         return PreparedModel(
             recipe=self.recipe.name,
-            answer=None,
             model=self.request.model,
             inputs=self.request.inputs,
             spec=None,
@@ -210,13 +209,12 @@ class _Job:
     def _result(self, build: Build, spec: OutputSpec) -> PreparedModel:
         return PreparedModel(
             recipe=self.recipe.name,
-            answer=build.answer,
             model=None,
             inputs=self.request.inputs,
             spec=spec,
             dtypes={name: self.expected[name].dtype for name in spec.tensor_names()},
             receipt=self._receipt(build, spec),
-            module=build.module,
+            build=build,
             config=self.request.config,
         )
 

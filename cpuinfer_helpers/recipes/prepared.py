@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.recipes.base import Build
 from cpuinfer_helpers.signature import BoundInputs
 
 Tensors = Mapping[str, torch.Tensor]
@@ -27,8 +28,10 @@ class PreparedModel(Displayed):
         Name of the recipe that was asked for.
     receipt : Receipt
         What was requested and what was seen.
-    module : torch.jit.ScriptModule or None
-        The ScriptModule that runs, where there is one.
+    build : Build or None
+        What the backend handed back; None if the eager model answers.
+    spec : OutputSpec or None
+        Structure of the output; None if the eager model answers.
     config
         The model's configuration, as ``model.config``; None for models without one.
     """
@@ -37,30 +40,35 @@ class PreparedModel(Displayed):
         self,
         *,
         recipe: str,
-        answer: Callable[[dict[str, torch.Tensor]], Tensors] | None,
         model: torch.nn.Module | None,
         inputs: BoundInputs,
         spec: OutputSpec | None,
         dtypes: Mapping[str, torch.dtype],
         receipt: Receipt,
-        module: torch.jit.ScriptModule | None = None,
+        build: Build | None = None,
         config: Any = None,
     ) -> None:
         self.recipe = recipe
         self.receipt = receipt
-        self.module = module
+        self.build = build
         self.config = config
-        self._answer = answer
+        self._answer = build.answer if build else None
         self._model = model
         self._inputs = inputs
         self._names = inputs.tensors.keys()
-        self._build = builder(spec) if spec else None
+        self.spec = spec
+        self._output = builder(spec) if spec else None
         self._dtypes = dict(dtypes)
 
     @property
     def prepared(self) -> bool:
         """Whether calls run what the recipe made; False if the eager model answers in its place."""
         return self._answer is not None
+
+    @property
+    def module(self) -> torch.jit.ScriptModule | None:
+        """The ScriptModule that runs, where there is one."""
+        return self.build.module if self.build else None
 
     @property
     def reason(self) -> str | None:
@@ -99,7 +107,12 @@ class PreparedModel(Displayed):
         with torch.no_grad():
             if self._answer is None:
                 return self._model(**inputs, **self._inputs.constants)
-            return self._build(self._in_own_dtype(self._answer(inputs)))
+            return self._output(self._in_own_dtype(self._answer(inputs)))
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Dtype of each output tensor, the eager model's own."""
+        return dict(self._dtypes)
 
     def _in_own_dtype(self, outputs: Tensors) -> dict[str, torch.Tensor]:
         return {name: outputs[name].to(dtype) for name, dtype in self._dtypes.items()}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from cpuinfer_helpers import graph
-from cpuinfer_helpers.recipes.base import Build, Recipe, Request
+from cpuinfer_helpers.artifacts import MODULE_FILE
+from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.tracing import frozen_trace
@@ -41,7 +45,27 @@ def build_of_trace(
     )
 
 
+def export_trace(request: Request, build: Build, folder: Path) -> dict[str, Any]:
+    """Write the ScriptModule that runs."""
+    with graph.jit_deprecations_ignored():
+        torch.jit.save(build.module, str(folder / MODULE_FILE))
+    return {}
+
+
+def load_trace(folder: Path) -> torch.jit.ScriptModule:
+    """Read what :func:`export_trace` wrote."""
+    with graph.jit_deprecations_ignored():
+        return torch.jit.load(str(folder / MODULE_FILE), map_location="cpu")
+
+
+def _restore(stored: Stored, folder: Path) -> Build:
+    module = load_trace(folder)
+    return Build(answer=lambda tensors: module(**tensors), runs="ScriptModule, frozen", module=module)
+
+
 RECIPES = (
-    Recipe("torchscript-fp32", "traced and frozen", _build_fp32),
-    Recipe("torchscript-bf16", "traced under BF16 autocast and frozen", _build_bf16),
+    Recipe("torchscript-fp32", "traced and frozen", _build_fp32, export=export_trace, restore=_restore),
+    Recipe(
+        "torchscript-bf16", "traced under BF16 autocast and frozen", _build_bf16, export=export_trace, restore=_restore
+    ),
 )

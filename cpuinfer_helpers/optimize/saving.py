@@ -1,0 +1,264 @@
+"""Optimized models as folders: what the recipe has made, the weights that it was made of, and a manifest."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.artifacts import new_artifact, read_manifest
+from cpuinfer_helpers.compare import Comparison
+from cpuinfer_helpers.errors import ArtifactError, RecipeError, first_line
+from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
+from cpuinfer_helpers.optimize.model import OptimizedModel
+from cpuinfer_helpers.optimize.weights import read_config, read_model, write_model
+from cpuinfer_helpers.outputs import OutputSpec
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
+from cpuinfer_helpers.recipes.base import Stored
+from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.verification import CALLS_PER_CHECK, largest_error, run_seeded, tolerance_for, valid_positions
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_KIND = "cpuinfer-optimized-model"
+_FORMAT_VERSION = 1
+_PROBE_FILE = "probe.safetensors"
+_COMPARISON_FILE = "comparison.json"
+
+
+def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
+    """See :meth:`OptimizedModel.save`."""
+    from safetensors.torch import save_file
+
+    recipe, model, prepared = _recipe_of(optimized), optimized.model, optimized.prepared
+    if model is None:
+        raise ArtifactError("this model was loaded from a folder without its weights; copy that folder")
+    request = Request(recipe.name, recipe.precision, model, prepared.inputs)
+    probe = _probe(model, prepared.inputs)
+    manifest: dict[str, Any] = {
+        "format_version": _FORMAT_VERSION,
+        "recipe": recipe.name,
+        "versions": installed_versions(),
+        "needs": list(recipe.needs),
+        "isa": list(detect_isa()),
+        "cpu": machine_report().cpu,
+        "threads": torch.get_num_threads(),
+        "inputs": {name: _schema(tensor) for name, tensor in prepared.inputs.tensors.items()},
+        "constants": prepared.inputs.constants,
+        "receipt": prepared.receipt.to_dict(),
+        "reason": optimized.reason,
+        "tolerance": optimized.tolerance,
+    }
+    with new_artifact(directory, _KIND, manifest) as folder:
+        manifest["model"] = write_model(model, folder)
+        manifest["exported"] = recipe.export is not None and prepared.prepared
+        if manifest["exported"]:
+            manifest["details"] = recipe.export(request, prepared.build, folder)
+            manifest["output"] = prepared.spec.to_dict()
+            manifest["output_dtypes"] = {name: _name(dtype) for name, dtype in prepared.dtypes.items()}
+        save_file(probe, folder / _PROBE_FILE)
+        optimized.comparison.save(folder / _COMPARISON_FILE)
+    return Path(directory)
+
+
+def load_optimized(
+    directory: str | os.PathLike[str],
+    *,
+    rebuild: bool = False,
+    model: torch.nn.Module | None = None,
+    calibration: Sequence[Mapping[str, torch.Tensor]] = (),
+    verify: bool = True,
+) -> OptimizedModel:
+    """Read a folder that :meth:`OptimizedModel.save` wrote.
+
+    The manifest and the sha256 of every file are checked before anything is deserialised. The sums tell of damage, not
+    of malice: load only folders that come from someone you trust. No file in it is a pickle that Python reads.
+
+    Parameters
+    ----------
+    directory
+        The folder.
+    rebuild
+        Make the eager model from the saved weights, prepare it by the saved recipe, and verify it: for other versions,
+        or another CPU, than those it was saved with, which are an error otherwise.
+    model
+        An instance of the model's class, for models that are not of transformers and recipes whose result cannot be
+        written (eager, BetterTransformer, torch.compile), or with ``rebuild``. Its weights are replaced by those of
+        the folder.
+    calibration
+        Inputs for static quantisation, for a rebuild of an INT8 recipe.
+    verify
+        Compare with the answers that the eager model gave when this was saved, three calls.
+
+    Returns
+    -------
+    OptimizedModel
+
+    Raises
+    ------
+    ArtifactError
+        If the folder is damaged or of another kind, was saved with other versions or on a CPU with instructions that
+        this one lacks, or its answers differ.
+    RecipeError
+        If the recipe cannot run here.
+    """
+    folder = Path(directory).expanduser()
+    manifest = read_manifest(folder, _KIND, _FORMAT_VERSION)
+    try:
+        recipe = _known_recipe(manifest["recipe"], folder)
+        if not rebuild:
+            _refuse_other_circumstances(manifest, recipe, folder)
+        inputs, expected = _read_probe(manifest, folder)
+        if rebuild or not manifest["exported"]:
+            optimized = _rebuilt(manifest, recipe, inputs, folder, model, calibration, verify=rebuild)
+        else:
+            optimized = _restored(manifest, recipe, inputs, folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
+    if verify:
+        _check_answers(optimized, inputs, expected, recipe, folder)
+    return optimized
+
+
+def _recipe_of(optimized: OptimizedModel) -> Recipe:
+    try:
+        return get_recipe(optimized.recipe)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{optimized.recipe} is a recipe of your own, which load_optimized does not know"
+        ) from error
+
+
+def _known_recipe(name: str, folder: Path) -> Recipe:
+    if name not in list_recipes().names:
+        raise ArtifactError(f"{folder} was made by the recipe {name!r}, which this version does not know")
+    return get_recipe(name)
+
+
+def _probe(model: torch.nn.Module, inputs: BoundInputs) -> dict[str, torch.Tensor]:
+    """The example and the eager model's answers to it; copied, because outputs may be views of each other."""
+    answers = run_seeded(lambda tensors: model(**tensors, **inputs.constants), inputs.tensors)
+    flat = {f"input.{name}": tensor for name, tensor in inputs.tensors.items()}
+    flat |= {f"output.{name}": tensor for name, tensor in answers.items()}
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in flat.items()}
+
+
+def _read_probe(manifest: Mapping[str, Any], folder: Path) -> tuple[BoundInputs, dict[str, torch.Tensor]]:
+    from safetensors.torch import load_file
+
+    probe = load_file(folder / _PROBE_FILE)
+    tensors = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
+    expected = {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
+    return BoundInputs(tensors, manifest["constants"]), expected
+
+
+def _refuse_other_circumstances(manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
+    advice = "load_optimized(..., rebuild=True) prepares it anew from the saved weights and verifies it"
+    here, there = installed_versions(), manifest["versions"]
+    for package in ("torch", *(re.split(r"[<>=]", need)[0] for need in manifest["needs"])):
+        if here.get(package) != there.get(package) and (package in here or package in there):
+            raise ArtifactError(
+                f"{folder} was saved with {package} {there.get(package, 'missing')}, here it is "
+                f"{here.get(package, 'missing')}: {advice}"
+            )
+    missing = [name for name in manifest["isa"] if name not in detect_isa()]
+    if missing:
+        raise ArtifactError(f"{folder} was saved on a CPU with {', '.join(missing)}, which this one lacks: {advice}")
+    if manifest["cpu"] != machine_report().cpu:
+        logger.warning(
+            "%s was found fastest on %s, this is %s; optimize() tells what is fastest here",
+            manifest["recipe"],
+            manifest["cpu"],
+            machine_report().cpu,
+        )
+
+
+def _rebuilt(
+    manifest: Mapping[str, Any],
+    recipe: Recipe,
+    inputs: BoundInputs,
+    folder: Path,
+    model: torch.nn.Module | None,
+    calibration: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    verify: bool,
+) -> OptimizedModel:
+    """The eager model from the saved weights, prepared by the saved recipe."""
+    eager = read_model(manifest["model"], folder, model)
+    prepared = prepare(
+        recipe,
+        eager,
+        {**inputs.tensors, **inputs.constants},
+        calibration=calibration,
+        verify=verify,
+        tolerance=manifest["tolerance"],
+        on_failure="raise",
+    )
+    return _optimized(manifest, folder, prepared, eager)
+
+
+def _restored(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, folder: Path) -> OptimizedModel:
+    """What the recipe had made, from its own files."""
+    if recipe.why_not:
+        raise RecipeError(f"{folder} needs the recipe {recipe.name}: {recipe.why_not}")
+    spec = OutputSpec.from_dict(manifest["output"])
+    try:
+        build = recipe.restore(Stored(inputs, spec.tensor_names(), manifest["details"]), folder)
+    except RuntimeError as error:  # what TorchScript, OpenVINO and ONNX Runtime raise on files that they cannot read
+        raise ArtifactError(f"{folder}: {recipe.backend} cannot read its own files: {first_line(error)}") from error
+    prepared = PreparedModel(
+        recipe=recipe.name,
+        model=None,
+        inputs=inputs,
+        spec=spec,
+        dtypes={name: getattr(torch, dtype) for name, dtype in manifest["output_dtypes"].items()},
+        receipt=Receipt.from_dict(manifest["receipt"]),
+        build=build,
+        config=read_config(manifest["model"], folder),
+    )
+    return _optimized(manifest, folder, prepared, None)
+
+
+def _optimized(
+    manifest: Mapping[str, Any], folder: Path, prepared: PreparedModel, model: torch.nn.Module | None
+) -> OptimizedModel:
+    return OptimizedModel(
+        prepared=prepared,
+        comparison=Comparison.load(folder / _COMPARISON_FILE),
+        model=model,
+        reason=manifest["reason"],
+        tolerance=manifest["tolerance"],
+    )
+
+
+def _check_answers(
+    optimized: OptimizedModel, inputs: BoundInputs, expected: Mapping[str, torch.Tensor], recipe: Recipe, folder: Path
+) -> None:
+    valid = valid_positions(inputs.tensors)
+    for call in range(1, CALLS_PER_CHECK + 1):
+        try:
+            seen = run_seeded(lambda tensors: optimized(**tensors), inputs.tensors)
+        except RuntimeError as error:
+            raise ArtifactError(f"{folder}: the loaded model fails on call {call}: {first_line(error)}") from error
+        for name in expected.keys() & seen.keys():
+            error_size = largest_error(expected[name], seen[name], valid)
+            allowed = tolerance_for(expected[name], valid, recipe.precision, optimized.tolerance)
+            if not error_size <= allowed:
+                raise ArtifactError(
+                    f"{folder}: on call {call} {name} differs from the model's by {error_size:.1e} "
+                    f"(tolerance {allowed:.1e}); load_optimized(..., rebuild=True) prepares it anew"
+                )
+
+
+def _schema(tensor: torch.Tensor) -> dict[str, Any]:
+    return {"dtype": _name(tensor.dtype), "example_shape": list(tensor.shape)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
