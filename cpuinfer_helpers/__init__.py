@@ -33,7 +33,7 @@ from cpuinfer_helpers.machine import MachineReport, freed_memory_kept, machine_r
 from cpuinfer_helpers.optimize import OptimizedModel, load_optimized, optimize
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
-from cpuinfer_helpers.tasks import Score, Task, load_task
+from cpuinfer_helpers.tasks import LoadedModel, Score, Task, load_model, load_task
 from cpuinfer_helpers.timing import (
     Roofline,
     Speedup,
@@ -64,6 +64,7 @@ __all__ = [
     "InputError",
     "JitTrainer",
     "JitTrainingArguments",
+    "LoadedModel",
     "MachineReport",
     "MixedLengths",
     "OptimizedModel",
@@ -91,6 +92,7 @@ __all__ = [
     "fusion_reports",
     "get_recipe",
     "list_recipes",
+    "load_model",
     "load_optimized",
     "load_task",
     "machine_report",

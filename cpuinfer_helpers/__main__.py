@@ -1,4 +1,4 @@
-"""The command line: ``python -m cpuinfer_helpers doctor | compare | run-qa``."""
+"""The command line: ``python -m cpuinfer_helpers doctor | compare | optimize | run-qa``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 if all is well, 1 if a check failed, 2 if the request cannot be carried out.
     """
     from cpuinfer_helpers.compare import command
+    from cpuinfer_helpers.optimize import command as optimize_command
 
     parser = argparse.ArgumentParser(prog="python -m cpuinfer_helpers", description="Transformer inference on a CPU.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what this machine can do, and whether the installed versions fit together")
     comparing = commands.add_parser("compare", help="every recipe side by side on a task: speed, memory and accuracy")
     command.add_arguments(comparing)
+    optimizing = commands.add_parser("optimize", help="the fastest recipe that keeps a model's answers; save it")
+    optimize_command.add_arguments(optimizing)
     commands.add_parser("run-qa", help="the guide's run_qa: evaluate a question answering model", add_help=False)
     # Its options are those of transformers, which takes seconds to import.
     options, others = parser.parse_known_args(arguments)
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_qa.main(others)
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if options.command == "optimize":
+        return optimize_command.run(options)
     return command.run(options) if options.command == "compare" else doctor()
 
 

@@ -19,7 +19,20 @@ logger = logging.getLogger("cpuinfer_helpers")
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _PROBE_SECONDS = 3.0
 _PROBE_VALID_SECONDS = 60.0
-_MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_MODEL_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+# Where one file would be too large, there is an index of several.
+_WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "model-*.safetensors"), ("pytorch_model.bin",))
 _OFF_WORDS = ("1", "true", "yes", "on")
 
 _probe: tuple[str, float, str | None] | None = None
@@ -77,15 +90,15 @@ def fetch_model(repository: str, *, fresh: bool = False) -> Path:
 
     if hub_unavailable():
         # Without patterns, huggingface_hub 2 asks for every file of the repository, wanted or not.
-        wanted = [*_MODEL_FILES, "model.safetensors"]
+        wanted = [*_MODEL_FILES, *_WEIGHTS[0], *_WEIGHTS[1]]
         return Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
     names = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).list_repo_files(repository)
-    weights = "model.safetensors" if "model.safetensors" in names else "pytorch_model.bin"
+    weights = next((files for files in _WEIGHTS if files[0] in names), _WEIGHTS[-1])
     return Path(
         snapshot_download(
             repository,
             endpoint=os.environ.get("HF_ENDPOINT"),
-            allow_patterns=[*_MODEL_FILES, weights],
+            allow_patterns=[*_MODEL_FILES, *weights],
             etag_timeout=_PROBE_SECONDS,
             force_download=fresh,
         )
