@@ -14,7 +14,7 @@ from cpuinfer_helpers.compare.candidates import Bench, Candidate, new_row, timed
 from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, ChildLost
 from cpuinfer_helpers.compare.comparing import circumstances
 from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult
-from cpuinfer_helpers.compare.rounds import MIN_ROUNDS, TURN_S
+from cpuinfer_helpers.compare.rounds import MIN_ROUNDS, TURN_S, Rounds
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.display import GrowingTable, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
@@ -40,6 +40,8 @@ _UNKNOWN_SECONDS = 10
 _SECONDS_TO_QUANTISE = 20
 # First calls are no measurement: only what is clearly slower in them is not looked at any further.
 _CLEARLY_SLOWER = 1.2
+# A speed-up that is worth more measuring if it is not certain yet.
+_WORTH_A_LOOK = 1.05
 # What a machine that others use may take longer than it did a moment ago.
 _CAUTION = 1.5
 # As many are measured side by side, beside the reference: each holds its own copy of the weights.
@@ -216,13 +218,12 @@ class Search:
             return
         self._session.deadline = self._end
         candidates = [finalist.candidate for finalist in self.finalists]
-        # On a noisy machine all the time that is left goes into telling them apart.
-        left_s = self._end - self._prepare_reserve() - time.monotonic()
-        bench = replace(self._bench, budget_s=max(left_s, 1.0) / len(candidates))
-        rounds = bench.rounds(
-            candidates,
-            lambda number: self._progress.set_description(f"{len(candidates)} recipes side by side: round {number}"),
-        )
+        rounds = self._rounds(self._bench, candidates)
+        if not rounds.lost and self._is_undecided(candidates, rounds):
+            # On a noisy machine all the time that is left goes into telling them apart.
+            left_s = self._end - self._reserve() - time.monotonic()
+            if left_s > 0:
+                rounds = self._rounds(replace(self._bench, budget_s=left_s / len(candidates)), candidates)
         reference = next(candidate for candidate in candidates if candidate.row.recipe == REFERENCE)
         against = self._bench.timing(reference, rounds) if REFERENCE in rounds.samples else None
         for candidate in candidates:
@@ -235,6 +236,17 @@ class Search:
                 timing = self._bench.timing(candidate, rounds)
                 row = timed(candidate, timing, against if candidate is not reference else None)
             self._keep(replace(row, group=1))
+
+    def _rounds(self, bench: Bench, candidates: Sequence[Candidate]) -> Rounds:
+        described = f"{len(candidates)} recipes side by side"
+        return bench.rounds(candidates, lambda number: self._progress.set_description(f"{described}: round {number}"))
+
+    def _is_undecided(self, candidates: Sequence[Candidate], rounds: Rounds) -> bool:
+        """Whether one looks faster than the reference, and no interval says so."""
+        timings = {candidate.row.recipe: self._bench.timing(candidate, rounds) for candidate in candidates}
+        reference = timings.pop(REFERENCE)
+        speedups = [timing.is_faster_than(reference) for timing in timings.values()]
+        return any(speedup.ratio > _WORTH_A_LOOK for speedup in speedups) and not any(speedups)
 
     def _give_up_slowest(self) -> None:
         """Let go of the slowest candidate, which others beat."""

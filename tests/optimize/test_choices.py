@@ -1,0 +1,178 @@
+"""What was chosen is remembered for the same machine, versions and shapes, and verified before it is used again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_bert
+from conftest import make_inputs as make_tokens
+from repeating import make_inputs, make_model, make_recipes
+
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers.compare import RecipeResult
+from cpuinfer_helpers.optimize import choices, optimizing
+from cpuinfer_helpers.recipes import get_recipe
+
+RECIPES = ["torchscript-fp32"]
+SETTINGS = {"tolerance": None}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "choices"
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Counts the searches; what was remembered needs none."""
+    done: list[str] = []
+    run = optimizing.Search.run
+
+    def counted(self, recipes):
+        done.append(type(self.model).__name__)
+        return run(self, recipes)
+
+    monkeypatch.setattr(optimizing.Search, "run", counted)
+    return done
+
+
+def optimize(model: torch.nn.Module, **options) -> cpu.OptimizedModel:
+    return cpu.optimize(model, make_inputs(), recipes=RECIPES, budget_s=60, **options)
+
+
+def test_the_second_call_remembers_and_refresh_forgets(searches: list[str], cache: Path) -> None:
+    first = optimize(make_model())
+    assert len(list(cache.iterdir())) == 1 and not first.remembered
+    second = optimize(make_model())
+    assert second.remembered and second.recipe == first.recipe and len(searches) == 1
+    assert second.comparison.environment["measured_at"] == first.comparison.environment["measured_at"]
+    third = optimize(make_model(), refresh=True)
+    assert not third.remembered and len(searches) == 2
+    # Other weights of the same shape: the choice is verified on them, not measured again.
+    other = optimize(make_model(seed=1))
+    assert other.remembered and len(searches) == 2
+    with torch.no_grad():
+        expected = make_model(seed=1)(**make_inputs())["logits"]
+    # Sums of the same 300 terms in the same order; a fused kernel may round otherwise.
+    assert torch.allclose(other(**make_inputs())["logits"], expected, atol=1e-5)
+
+
+def test_a_choice_that_does_not_hold_for_other_weights_is_measured_anew(
+    searches: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = optimize(make_model())
+    if first.recipe == "eager-fp32":
+        pytest.skip("nothing was faster here, so there is nothing to fail")
+    prepare, calls = optimizing.prepare, []
+
+    def failing(*arguments, **options):
+        calls.append(options.get("verify"))
+        if len(calls) == 1:
+            raise cpu.RecipeError("it differs")
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(optimizing, "prepare", failing)
+    with caplog.at_level(logging.WARNING, "cpuinfer_helpers"):
+        again = optimize(make_model())
+    assert calls[0] is True, "what is remembered must be verified"
+    assert not again.remembered and len(searches) == 2
+    assert "does not hold for this model, measuring anew: it differs" in caplog.text
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_a_file_cut_off_anywhere_is_not_used(tenth: int, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = cache / "choice.json"
+    comparison = _comparison()
+    comparison.save(file)
+    assert choices.recall(file, make_model(), 60) is not None
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) * tenth // 10])
+    with caplog.at_level(logging.WARNING, "cpuinfer_helpers"):
+        assert choices.recall(file, make_model(), 60) is None
+    assert str(file) in caplog.text and "measuring anew" in caplog.text
+
+
+def test_a_choice_of_another_model_is_not_used(cache: Path) -> None:
+    file = cache / "choice.json"
+    _comparison().save(file)
+    assert choices.recall(file, torch.nn.Linear(2, 2), 60) is None
+
+
+@pytest.mark.parametrize(("budget_s", "used"), [(60, True), (61, False), (10, True)])
+def test_what_a_smaller_budget_cut_short_is_measured_again(cache: Path, budget_s: float, used: bool) -> None:
+    file = cache / "choice.json"
+    _comparison(status="not tried: the budget of 60 s is used up", budget_s=60).save(file)
+    assert (choices.recall(file, make_model(), budget_s) is not None) is used
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("CPUINFER_CACHE", str(blocked))
+    with caplog.at_level(logging.WARNING, "cpuinfer_helpers"):
+        optimized = optimize(make_model())
+    assert optimized.recipe in ("eager-fp32", "torchscript-fp32")
+    assert "cannot be remembered" in caplog.text and "CPUINFER_CACHE" in caplog.text
+
+
+def file_of(
+    model: torch.nn.Module | None = None, inputs=None, recipes=("torchscript-fp32",), settings=SETTINGS
+) -> Path:
+    model = make_bert() if model is None else model
+    return choices.choice_file(model, inputs or make_tokens(), [get_recipe(name) for name in recipes], settings)
+
+
+def test_the_name_depends_on_everything_that_decides_about_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = [file_of(), file_of(make_bert(seed=1))]
+    others = [
+        file_of(make_bert(attention="eager")),
+        file_of(make_bert(num_hidden_layers=1)),
+        file_of(make_bert(hidden_act="relu")),
+        file_of(make_bert("BertForTokenClassification")),
+        file_of(inputs=make_tokens(2, 13)),
+        file_of(inputs={**make_tokens(), "output_hidden_states": True}),
+        file_of(recipes=("torchscript-bf16",)),
+        file_of(settings={"tolerance": 0.1}),
+    ]
+    monkeypatch.setattr(choices, "installed_versions", lambda: {"torch": "0"})
+    others.append(file_of())
+    assert len(set(same)) == 1
+    assert len({*same, *others}) == 1 + len(others)
+
+
+def test_where_a_configuration_came_from_makes_no_difference() -> None:
+    model = make_bert()
+    before = file_of(model)
+    model.config._name_or_path = "elsewhere"
+    assert file_of(model) == before
+
+
+def test_with_a_recipe_of_ones_own_nothing_is_kept() -> None:
+    assert choices.choice_file(make_model(), make_inputs(), make_recipes("once-fp32"), SETTINGS) is None
+
+
+def _comparison(status: str = "slower: much", budget_s: float = 60) -> cpu.Comparison:
+    rows = {
+        name: RecipeResult(name, "fp32", text)
+        for name, text in (("eager-fp32", "successful"), ("torchscript-fp32", status))
+    }
+    return cpu.Comparison(
+        rows=rows,
+        model="Repeating",
+        inputs={"values": "3 x 8, float32"},
+        batch_size=3,
+        threads=1,
+        environment={"budget_s": budget_s, "measured_at": "2026-01-01"},
+    )
+
+
+def test_the_file_is_json_that_a_comparison_can_be_read_from(cache: Path) -> None:
+    _comparison().save(cache / "choice.json")
+    assert json.loads((cache / "choice.json").read_text())["kind"] == "cpuinfer comparison"

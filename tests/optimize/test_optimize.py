@@ -1,0 +1,209 @@
+"""The fastest recipe that keeps the answers is chosen, on any machine; everything else is said and why."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from repeating import KINDS, failing, make_inputs, make_model, make_recipes, mean_of_first
+
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers.optimize.search import in_order, metric_holds
+
+EVERY_KIND = tuple(name for name in KINDS if name != "hanging-fp32")
+
+
+@pytest.fixture(scope="module")
+def optimized() -> cpu.OptimizedModel:
+    return cpu.optimize(make_model(), make_inputs(), recipes=make_recipes(*EVERY_KIND), budget_s=90)
+
+
+def test_the_fastest_is_chosen_and_answers(optimized: cpu.OptimizedModel) -> None:
+    assert optimized.recipe == "once-fp32" or optimized.recipe == "coarse-bf16"
+    assert optimized.result.speedup.low > 1.0 and optimized.reason is None and not optimized.remembered
+    with torch.no_grad():
+        expected = make_model()(**make_inputs(5))["logits"]
+    # Of BF16's tolerance: 5% of the largest answer.
+    assert torch.allclose(optimized(**make_inputs(5))["logits"], expected, atol=0.05 * expected.abs().max().item())
+
+
+def test_the_receipt_holds_the_checks_of_both_processes(optimized: cpu.OptimizedModel) -> None:
+    names = [check.name for check in optimized.receipt.checks]
+    assert "other batch size" in names and names[-1] == "example, in this process"
+    assert optimized.receipt.verified
+
+
+@pytest.mark.parametrize(
+    ("recipe", "status"),
+    [
+        ("eager-fp32", "successful"),
+        ("once-fp32", "successful"),
+        ("coarse-bf16", "successful"),
+        ("twice-fp32", "slower: "),
+        ("wrong-fp32", "fell back: it does not give the model's answers on 'example'"),
+        ("crashing-fp32", "crashed: SIGABRT"),
+        ("lacking-fp32", "lacks: no-such-distribution is not installed"),
+    ],
+)
+def test_each_recipe_has_its_row(optimized: cpu.OptimizedModel, recipe: str, status: str) -> None:
+    row = optimized.comparison[recipe]
+    assert row.status.startswith(status)
+    assert (row.timing is not None) == (status == "successful")
+
+
+def test_it_shows_the_choice_and_the_table(optimized: cpu.OptimizedModel) -> None:
+    assert str(optimized).startswith(f"Repeating: {optimized.recipe}, ")
+    assert "crashed: SIGABRT" in str(optimized) and "crashed: SIGABRT" in optimized.table().as_html()
+
+
+def test_rows_are_told_as_they_come(capfd: pytest.CaptureFixture[str]) -> None:
+    cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("wrong-fp32"), budget_s=60)
+    shown = capfd.readouterr()
+    assert "wrong-fp32  fell back" in shown.err and shown.out == ""
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cpu.optimize(model, make_inputs(), recipes=make_recipes("once-fp32"), budget_s=60)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
+
+
+def test_a_tolerance_of_ones_own_is_kept_to() -> None:
+    recipes = make_recipes("coarse-bf16")
+    strict = cpu.optimize(make_model(), make_inputs(), tolerance=1e-3, recipes=recipes, budget_s=60)
+    assert strict.comparison["coarse-bf16"].status.startswith("fell back: it does not give the model's answers")
+    assert strict.recipe == "eager-fp32" and "none of 1 recipes could be measured (fell back 1)" in strict.reason
+
+
+def test_nothing_faster_leaves_the_eager_model_with_the_reason() -> None:
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("twice-fp32"), budget_s=60)
+    assert optimized.recipe == "eager-fp32" and optimized.reason
+    assert "stays as it is" in str(optimized)
+    with torch.no_grad():
+        assert torch.equal(optimized(**make_inputs())["logits"], make_model()(**make_inputs())["logits"])
+
+
+def test_a_metric_that_drops_drops_the_recipe() -> None:
+    # One percent off the logits moves this metric by less than 1%, so only a strict share of it is lost.
+    recipes, settings = make_recipes("coarse-bf16", "once-fp32"), {"metric": mean_of_first, "budget_s": 60}
+    lenient = cpu.optimize(make_model(), make_inputs(), recipes=recipes, **settings)
+    assert lenient.comparison["coarse-bf16"].successful
+    strict = cpu.optimize(make_model(), make_inputs(), recipes=recipes, metric_kept=1.0, **settings)
+    row = strict.comparison["coarse-bf16"]
+    assert row.status.startswith("worse: the metric is ") and row.receipt.evidence["metric"] in row.status
+    assert strict.recipe == "once-fp32"
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted", "kept", "holds"),
+    [
+        (80.0, 80.0, 1.0, True),
+        (79.3, 80.0, 0.99, True),
+        (79.1, 80.0, 0.99, False),
+        (-1.005, -1.0, 0.99, True),
+        (-1.02, -1.0, 0.99, False),
+        (float("nan"), 80.0, 0.5, False),
+        (0.0, 0.0, 0.99, True),
+    ],
+)
+def test_what_a_metric_must_reach(seen: float, wanted: float, kept: float, holds: bool) -> None:
+    assert metric_holds(seen, wanted, kept) is holds
+
+
+def test_a_metric_that_fails_on_the_model_itself_is_the_callers_error() -> None:
+    with pytest.raises(cpu.InputError, match=r"metric fails on the model itself.*no data"):
+        cpu.optimize(make_model(), make_inputs(), metric=failing, recipes=make_recipes("once-fp32"), budget_s=60)
+
+
+def test_the_budget_ends_what_takes_longer() -> None:
+    started = time.monotonic()
+    recipes = make_recipes("hanging-fp32", "once-fp32")
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=recipes, budget_s=12)
+    # Well beyond the budget, for busy machines, and far below the thousand seconds that it would hang.
+    assert time.monotonic() - started < 100
+    assert optimized.comparison["hanging-fp32"].status.startswith("timed out: prepare took more than")
+    assert optimized.comparison["once-fp32"].status.startswith("not tried: the budget of")
+
+
+def test_no_time_at_all_leaves_the_eager_model() -> None:
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("once-fp32"), budget_s=0.2)
+    assert optimized.recipe == "eager-fp32" and "could not be measured" in optimized.reason
+    assert optimized.comparison["once-fp32"].status.startswith("not tried: the reference was not measured")
+    assert tuple(optimized(**make_inputs())["logits"].shape) == (3, 4)
+
+
+def test_what_fails_only_in_this_process_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cpuinfer_helpers.optimize import optimizing
+
+    tried = []
+
+    def failing_first(recipe, *arguments, **options):
+        tried.append(recipe if isinstance(recipe, str) else recipe.name)
+        if len(tried) == 1:
+            raise cpu.RecipeError("no room")
+        return cpu.prepare(recipe, *arguments, **options)
+
+    monkeypatch.setattr(optimizing, "prepare", failing_first)
+    with caplog.at_level(logging.WARNING, "cpuinfer_helpers"):
+        optimized = cpu.optimize(
+            make_model(), make_inputs(), recipes=make_recipes("once-fp32", "coarse-bf16"), budget_s=60
+        )
+    assert len(set(tried)) == 2 and optimized.recipe == tried[1]
+    assert optimized.comparison[tried[0]].status == "fell back: in the process that asked for it: no room"
+    assert f"{tried[0]} fails in this process: no room" in caplog.text
+
+
+def test_only_recipes_of_the_precisions_are_tried() -> None:
+    optimized = cpu.optimize(
+        make_model(), make_inputs(), precisions=("bf16",), recipes=make_recipes("once-fp32", "coarse-bf16"), budget_s=60
+    )
+    assert set(optimized.comparison.rows) == {"eager-fp32", "coarse-bf16"}
+
+
+def test_recipes_are_tried_in_the_order_of_what_they_take_to_prepare() -> None:
+    order = [recipe.name for recipe in in_order([*cpu.list_recipes()])]
+    assert order[0] == "eager-fp32"
+    assert order.index("torchscript-fp32") < order.index("openvino-fp32") < order.index("compile-fp32")
+    assert order.index("onednn-graph-bf16") < order.index("onednn-graph-fp32")
+    assert max(order.index(name) for name in order if name.endswith("-fp32")) < len(order)
+    assert sorted(order) == sorted(cpu.list_recipes().names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"precisions": "fp32"}, "precisions is 'fp32'"),
+        ({"precisions": ()}, "precisions is ()"),
+        ({"precisions": ("fp16",)}, "precisions holds 'fp16'"),
+        ({"tolerance": -1.0}, "tolerance is -1.0"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"metric": 3}, "metric is a int"),
+        ({"metric_kept": True}, "metric_kept is True"),
+        ({"budget_s": 0}, "budget_s is 0"),
+        ({"recipes": ["no-such-recipe"]}, "no-such-recipe"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments: dict, words: str) -> None:
+    with pytest.raises(cpu.InputError) as caught:
+        cpu.optimize(make_model(), make_inputs(), **arguments)
+    assert words in str(caught.value)
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    with pytest.raises(cpu.InputError, match="training mode"):
+        cpu.optimize(make_model().train(), make_inputs())
+
+
+def test_a_comparison_without_a_reference_has_no_choice(optimized: cpu.OptimizedModel) -> None:
+    rows = {**optimized.comparison.rows}
+    rows["eager-fp32"] = replace(rows["eager-fp32"], timing=None, status="timed out: run took more than 1 s")
+    from cpuinfer_helpers.optimize.optimizing import _why_eager
+
+    assert "could not be measured (timed out" in _why_eager(replace(optimized.comparison, rows=rows))
