@@ -139,11 +139,15 @@ class TracedModel(Displayed):
         Raises
         ------
         ArtifactError
-            If nothing was traced, or the folder holds something else.
+            If nothing was traced, or the folder holds something else or cannot be written.
+
+        Notes
+        -----
+        Needs memory for another copy of the weights meanwhile.
         """
         if self.module is None:
             raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         manifest = {
             "format_version": _FORMAT_VERSION,
@@ -155,9 +159,11 @@ class TracedModel(Displayed):
             "receipt": self.receipt.to_dict(),
         }
         with new_artifact(directory, _KIND, manifest) as folder:
+            # Through memory: writing files itself, TorchScript ends the whole process when the disk is full.
             with graph.jit_deprecations_ignored():
-                torch.jit.save(self.module, str(folder / MODULE_FILE))
-            save_file({name: tensor.contiguous() for name, tensor in self._probe.items()}, folder / _PROBE_FILE)
+                (folder / MODULE_FILE).write_bytes(self.module.save_to_buffer())
+            probe = {name: tensor.contiguous() for name, tensor in self._probe.items()}
+            (folder / _PROBE_FILE).write_bytes(save(probe))
         return Path(directory)
 
     @classmethod
@@ -188,7 +194,7 @@ class TracedModel(Displayed):
         try:
             _warn_of_other_versions(manifest, folder)
             loaded = cls._from_manifest(manifest, folder)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
         if verify:
             loaded._run_probe(folder)
@@ -196,12 +202,9 @@ class TracedModel(Displayed):
 
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
-        from safetensors.torch import load_file
-
-        probe = load_file(os.path.join(folder, _PROBE_FILE))
+        probe = _load_probe(os.path.join(folder, _PROBE_FILE))
         inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
-        with graph.jit_deprecations_ignored():
-            module = torch.jit.load(os.path.join(folder, MODULE_FILE), map_location="cpu")
+        module = _load_module(os.path.join(folder, MODULE_FILE))
         return cls(
             module=module,
             model=None,
@@ -500,6 +503,25 @@ def _record_warnings(messages: list[str]) -> Iterator[None]:
             yield
         finally:
             messages.extend(f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught)
+
+
+def _load_probe(path: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read: {first_line(error)}; save the model again") from error
+
+
+def _load_module(path: str) -> torch.jit.ScriptModule:
+    """TorchScript's own reader: it knows tensors and TorchScript's types, and runs nothing that a pickle may name."""
+    try:
+        with graph.jit_deprecations_ignored():
+            return torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise ArtifactError(f"{path} is no TorchScript module: {first_line(error)}; save the model again") from error
 
 
 def _warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:

@@ -40,7 +40,7 @@ def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, json.dumps(data, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise ArtifactError(f"{target} cannot be written: {error}") from error
+        raise ArtifactError(f"{target} cannot be written: {error}; make room there or give another path") from error
 
 
 def load(path: str | os.PathLike[str]) -> Comparison:
