@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,18 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
     """
     # Resolved, so that a link stays a link and the folder that it leads to is replaced.
     target = Path(directory).expanduser().resolve()
-    _check_replaceable(target, kind)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        temporary.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(target.parent):
+            _check_replaceable(target, kind)
+        temporary.mkdir()
         yield temporary
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
-        move_into_place(temporary, target)
+        with _alone_in(target.parent):
+            move_into_place(temporary, target)
     except OSError as error:
         raise ArtifactError(
             f"{target} cannot be written: {error}; make room there or give another folder. Nothing was changed"
@@ -126,6 +130,19 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest; save the model again")
     return manifest
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make others that save in the same folder wait; not while they write, only while they look and rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems have no locks for folders; what follows then still ends well, almost always.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_plain_name(name: str) -> bool:

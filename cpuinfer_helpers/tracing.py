@@ -231,8 +231,11 @@ class TracedModel(Displayed):
         for call in range(1, CALLS_PER_CHECK + 1):
             try:
                 seen = run_seeded(lambda inputs: self(**inputs), self._inputs.tensors)
-            except RuntimeError as error:
+            except Exception as error:  # with a changed manifest it may be put together in any wrong way
                 raise ArtifactError(f"{folder}: the loaded trace fails on call {call}: {first_line(error)}") from error
+            missing = [name for name in expected if name not in seen]
+            if missing or not expected:
+                raise ArtifactError(f"{folder}: the probe does not fit the module, which returns {', '.join(seen)}")
             for name, wanted in expected.items():
                 error_size, tolerance = largest_error(wanted, seen[name]), tolerance_for(wanted)
                 if not error_size <= tolerance:

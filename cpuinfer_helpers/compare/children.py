@@ -191,7 +191,7 @@ class Child:
         if code == -signal.SIGKILL:
             kills = _ended_for_memory()
             if kills is not None and kills == self._kills_before:
-                return f"crashed: ended by SIGKILL from outside; the system has not run out of memory{last}"
+                return f"crashed: ended by SIGKILL from outside, not by the kernel for want of memory{last}"
             return f"{OUT_OF_MEMORY}: ended by SIGKILL, as the system does when memory runs out{last}"
         how = f"{signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"crashed: {how}{last}"

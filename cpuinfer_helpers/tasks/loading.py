@@ -180,9 +180,10 @@ def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Pat
                 logger.warning("training the checkpoint for %s again, into %s (%s)", name, cached, found)
                 shutil.rmtree(cached, ignore_errors=True)
                 _train_into(cached, name)
-    except OSError as error:
+    except (OSError, ArtifactError) as error:
         raise ArtifactError(
-            f"{cached} cannot be written: {error}; make room there, or set CPUINFER_CACHE to another folder"
+            f"the checkpoint for {name} cannot be made: {error}; or set CPUINFER_CACHE to another folder than "
+            f"{cache_directory()}"
         ) from error
     return cached
 
