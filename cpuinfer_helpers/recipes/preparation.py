@@ -144,7 +144,9 @@ class _Job:
         except RecipeError:
             raise
         except Exception as error:  # the model's Python and a compiler run here: anything may be raised
-            raise RecipeError(f"{self.recipe.backend} fails: {first_line(error)}") from error
+            # Backends blame the CPU, also where a variable holds it back.
+            why = "".join(f" ({precision} is {text})" for precision, text in self._emulation().items())
+            raise RecipeError(f"{self.recipe.backend} fails: {first_line(error)}{why}") from error
         finally:
             self.seconds = time.perf_counter() - started
         if _fingerprint(self.request.model) != before:

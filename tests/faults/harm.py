@@ -24,22 +24,24 @@ BYSTANDERS = ("torchscript-fp32", "eager-bf16")
 
 
 class Layers(torch.nn.Module):
-    """Two layers, large enough that a file of theirs can be cut at every tenth, and quick to load anywhere."""
+    """An embedding and two layers: large enough that its files can be cut at every tenth, and quick to load."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            self.embed = torch.nn.Embedding(50, 16)
             self.inner = torch.nn.Linear(16, 64)
             self.outer = torch.nn.Linear(64, 4)
 
-    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"logits": self.outer(torch.tanh(self.inner(x))) * attention_mask[..., None]}
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.tanh(self.inner(self.embed(input_ids)))
+        return {"logits": self.outer(hidden) * attention_mask[..., None]}
 
 
 def example(rows: int = 2) -> dict[str, torch.Tensor]:
-    x = torch.linspace(-1, 1, rows * 5 * 16).reshape(rows, 5, 16)
-    return {"x": x, "attention_mask": torch.ones(rows, 5)}
+    ids = torch.arange(rows * 12).reshape(rows, 12) % 50
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def wait_for(path: Path) -> None:
