@@ -54,7 +54,7 @@ class Troubled(_Answers):
             self.send_header(name, value)
         self.end_headers()
         end = len(WEIGHTS)
-        if self.server.trouble == "half" and not asked:
+        if self.server.trouble == "half" and len([line for line in self.server.asked if "weights" in line]) == 1:
             end //= 2
             self.close_connection = True
         step = len(WEIGHTS) // 16

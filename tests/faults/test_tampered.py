@@ -51,7 +51,8 @@ def list_as_its_own(folder: Path, *names: str) -> None:
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if path:
         yield path
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    # Of a list the first entry stands for all.
+    entries = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
     for key, entry in entries:
         yield from places(entry, (*path, key))
 
