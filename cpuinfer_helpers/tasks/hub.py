@@ -139,7 +139,7 @@ def _fetch_file(file: DatasetFile, *, fresh: bool) -> str:
 
 
 def _once_more_if_broken_off(download: Callable[[], str]) -> str:
-    """Ask again, once, for a file whose connection broke off in the middle; the library does not (seen: 0.36, 1.x)."""
+    """Ask again, once, for a file whose connection broke off in the middle; the library does not (seen: 0.36, 2.4)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
