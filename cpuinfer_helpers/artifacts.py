@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from cpuinfer_helpers.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MODULE_FILE = "model.torchscript.pt"
+# renameat2(2): paths are taken from the working directory; the two names change places.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# Others that save there at the same time make each attempt fail at most once.
+_ATTEMPTS = 100
 
 
 @contextmanager
@@ -39,20 +46,26 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
     Raises
     ------
     ArtifactError
-        If the folder holds something else.
+        If the folder holds something else, or cannot be written; what was there is then as it was.
     """
     # Resolved, so that a link stays a link and the folder that it leads to is replaced.
     target = Path(directory).expanduser().resolve()
-    _check_replaceable(target, kind)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    temporary.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(target.parent):
+            _check_replaceable(target, kind)
+        temporary.mkdir()
         yield temporary
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
-        move_into_place(temporary, target)
+        with _alone_in(target.parent):
+            move_into_place(temporary, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target} cannot be written: {error}; make room there or give another folder. Nothing was changed"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -112,11 +125,24 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{folder} has no {MANIFEST}: it is not a folder that save() wrote") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read: {error}; save the model again") from error
     if not isinstance(manifest, dict):
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest; save the model again")
     return manifest
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make others that save in the same folder wait; not while they write, only while they look and rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems have no locks for folders; what follows then still ends well, almost always.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_plain_name(name: str) -> bool:
@@ -149,15 +175,45 @@ def write_text(path: Path, text: str) -> None:
 
 
 def move_into_place(temporary: Path, target: Path) -> None:
-    """Give a finished folder its name; an older one of that name is removed, or put back if the renaming fails."""
-    if not target.exists():
-        temporary.rename(target)
+    """Give a finished folder its name; an older one of that name is removed.
+
+    Whoever looks, and whenever this is ended, finds a whole folder under the name: the two change places in one step.
+    Of two that do this at the same time, one folder stays.
+
+    Raises
+    ------
+    OSError
+        If it cannot be done; the older folder keeps its name.
+    """
+    for attempt in range(_ATTEMPTS):
+        # Where there is one, it may be gone when it is to be exchanged, and the other way round: others do this too.
+        move = _exchange if attempt % 2 else Path.rename
+        try:
+            move(temporary, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+            continue
+        if move is _exchange:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return
+    raise OSError(errno.EBUSY, "other processes keep replacing it", str(target))
+
+
+def _exchange(temporary: Path, target: Path) -> None:
+    """Let two folders change places: in one step where the system can, otherwise as near to that as it gets."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(temporary), os.fsencode(target)
+    if renameat2 and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
         return
     old = temporary.with_suffix(".old")
     target.rename(old)
     try:
         temporary.rename(target)
-    except OSError:
-        old.rename(target)
+    except BaseException:
+        if not target.exists():
+            old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -121,6 +121,11 @@ def _cores(report: MachineReport) -> Finding:
         f"{report.cores} usable of {report.cores_total} ({report.cores_allowed} allowed{quota}), "
         f"PyTorch uses {report.threads} threads"
     )
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    # OpenMP takes a list as well, a number for each level of nesting.
+    if asked.strip() and not all(part.strip().isdigit() and int(part) > 0 for part in asked.split(",")):
+        advice = f"OpenMP ignores it: set OMP_NUM_THREADS={report.cores}, or unset it"
+        return Finding(WARN, "cores", f"{seen}; OMP_NUM_THREADS={asked!r} is no number of threads", advice)
     if report.threads > report.cores:
         advice = f"more threads than cores fight each other: set OMP_NUM_THREADS={report.cores} before starting"
         return Finding(WARN, "cores", seen, advice)

@@ -117,6 +117,14 @@ class MachineReport(Displayed):
         return any(name in self.isa for name in _INT8_ISA) and self._cap_allows(("VNNI", *_CAPS_WITH_BF16))
 
     @property
+    def why_emulated(self) -> str:
+        """Why a precision that is not native here is emulated: oneDNN is held back, or the CPU lacks it."""
+        name = next((name for name in _ISA_CAPS[1:] if name in self.isa_caps), None)
+        if name:
+            return f"{name}={self.isa_caps[name]} keeps oneDNN from instructions for it"
+        return "this CPU has no instructions for it"
+
+    @property
     def stack(self) -> str:
         """``guide`` (torch 2.8, transformers 4), ``current`` (torch >= 2.13, transformers >= 5) or ``other``."""
         torch_version = version_tuple(self.versions.get("torch", "0"))

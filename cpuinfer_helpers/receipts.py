@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
+from cpuinfer_helpers.restoring import restore
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,16 @@ class Receipt(Displayed):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Receipt:
-        """The receipt that :meth:`to_dict` wrote."""
-        values = dict(data)
-        values["checks"] = tuple(Check(**check) for check in values.get("checks", ()))
-        for name in ("isa", "outputs_left_out", "warnings"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
+        """The receipt that :meth:`to_dict` wrote.
+
+        Raises
+        ------
+        ValueError
+            If something in it has another type than it should; the message names the place.
+        """
+        # As JSON has them: lists. What an older version did not write gets its default.
+        given = json.loads(json.dumps({**cls({}, False).to_dict(), "requested": None, "script_module": None, **data}))
+        return restore(cls, given, "receipt")
 
     def table(self) -> Table:
         """Requested against observed, a row each."""

@@ -32,6 +32,8 @@ from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
 
 logger = logging.getLogger("cpuinfer_helpers")
 
+_SCORES = ("exact_match", "exact", "f1")
+
 
 @dataclass
 class ModelArguments:
@@ -98,8 +100,7 @@ class QaResult(Displayed):
 
     def table(self) -> Table:
         """The summary."""
-        names = ("exact_match", "exact", "f1")
-        scores = [(name, self.metrics.get(f"{self.part}_{name}")) for name in names]
+        scores = [(name, self.metrics.get(f"{self.part}_{name}")) for name in _SCORES]
         rows = [(name, f"{value:.2f}") for name, value in scores if value is not None]
         rows += [
             ("questions", str(self.questions)),
@@ -233,7 +234,12 @@ class _Part:
             try:
                 write_text(self.folder / name, text)
             except OSError as error:
-                raise DataError(f"{self.folder / name} cannot be written: {error.strerror or error}") from error
+                found = [name for name in _SCORES if f"{self.name}_{name}" in metrics]
+                scores = ", ".join(f"{name} {metrics[f'{self.name}_{name}']:.2f}" for name in found)
+                raise DataError(
+                    f"{self.folder / name} cannot be written: {error.strerror or error}; make room there or give "
+                    f"another --output_dir. What was found: {scores or 'no scores'}"
+                ) from error
 
 
 class _Parser(transformers.HfArgumentParser):

@@ -22,6 +22,7 @@ from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
 from cpuinfer_helpers.verification import (
     CALLS_PER_CHECK,
@@ -139,12 +140,14 @@ class TracedModel(Displayed):
         Raises
         ------
         ArtifactError
-            If nothing was traced, or the folder holds something else.
+            If nothing was traced, or the folder holds something else or cannot be written.
+
+        Notes
+        -----
+        Needs memory for another copy of the weights meanwhile.
         """
         if self.module is None:
             raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
-        from safetensors.torch import save_file
-
         manifest = {
             "format_version": _FORMAT_VERSION,
             "versions": installed_versions(),
@@ -155,9 +158,8 @@ class TracedModel(Displayed):
             "receipt": self.receipt.to_dict(),
         }
         with new_artifact(directory, _KIND, manifest) as folder:
-            with graph.jit_deprecations_ignored():
-                torch.jit.save(self.module, str(folder / MODULE_FILE))
-            save_file({name: tensor.contiguous() for name, tensor in self._probe.items()}, folder / _PROBE_FILE)
+            write_module(self.module, folder / MODULE_FILE)
+            write_named_tensors(self._probe, folder / _PROBE_FILE)
         return Path(directory)
 
     @classmethod
@@ -188,7 +190,7 @@ class TracedModel(Displayed):
         try:
             _warn_of_other_versions(manifest, folder)
             loaded = cls._from_manifest(manifest, folder)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
         if verify:
             loaded._run_probe(folder)
@@ -196,12 +198,9 @@ class TracedModel(Displayed):
 
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
-        from safetensors.torch import load_file
-
-        probe = load_file(os.path.join(folder, _PROBE_FILE))
+        probe = read_named_tensors(os.path.join(folder, _PROBE_FILE))
         inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
-        with graph.jit_deprecations_ignored():
-            module = torch.jit.load(os.path.join(folder, MODULE_FILE), map_location="cpu")
+        module = read_module(os.path.join(folder, MODULE_FILE))
         return cls(
             module=module,
             model=None,
@@ -228,8 +227,11 @@ class TracedModel(Displayed):
         for call in range(1, CALLS_PER_CHECK + 1):
             try:
                 seen = run_seeded(lambda inputs: self(**inputs), self._inputs.tensors)
-            except RuntimeError as error:
+            except Exception as error:  # with a changed manifest it may be put together in any wrong way
                 raise ArtifactError(f"{folder}: the loaded trace fails on call {call}: {first_line(error)}") from error
+            missing = [name for name in expected if name not in seen]
+            if missing or not expected:
+                raise ArtifactError(f"{folder}: the probe does not fit the module, which returns {', '.join(seen)}")
             for name, wanted in expected.items():
                 error_size, tolerance = largest_error(wanted, seen[name]), tolerance_for(wanted)
                 if not error_size <= tolerance:

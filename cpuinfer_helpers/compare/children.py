@@ -27,6 +27,9 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # How allocators say that there is no more: PyTorch's, C++'s, Python's.
 _MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate", "bad_alloc", "MemoryError", "Cannot allocate memory")
 
+# Counts every process that the kernel has ended for want of memory, in control groups too (proc_vmstat(5)).
+_KERNEL_COUNTERS = Path("/proc/vmstat")
+
 # Called while a child works; returns why it must be ended, or None.
 Watch = Callable[[], str | None]
 
@@ -78,6 +81,7 @@ class Child:
             os.close(replies)
         self._received = b""
         self._log_start = 0
+        self._kills_before = _ended_for_memory()
         self.peak_bytes = 0
 
     @property
@@ -185,6 +189,9 @@ class Child:
         if is_memory_error("\n".join(lines[-5:])):
             return f"{OUT_OF_MEMORY}: it ended{last}"
         if code == -signal.SIGKILL:
+            kills = _ended_for_memory()
+            if kills is not None and kills == self._kills_before:
+                return f"crashed: ended by SIGKILL from outside, not by the kernel for want of memory{last}"
             return f"{OUT_OF_MEMORY}: ended by SIGKILL, as the system does when memory runs out{last}"
         how = f"{signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"crashed: {how}{last}"
@@ -193,6 +200,15 @@ class Child:
         with self._stderr.open("rb") as file:
             file.seek(self._log_start)
             return [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+def _ended_for_memory() -> int | None:
+    """How many processes the kernel has ended for want of memory; None where it does not tell."""
+    try:
+        lines = _KERNEL_COUNTERS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def is_memory_error(text: str) -> bool:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -21,6 +21,7 @@ from cpuinfer_helpers.compare.children import Child, ChildLost
 from cpuinfer_helpers.compare.memory import free_bytes, private_bytes
 from cpuinfer_helpers.compare.transport import read_tensors, write_parcel
 from cpuinfer_helpers.display import format_bytes
+from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.recipes import Recipe, list_recipes
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -65,11 +66,8 @@ class Session:
         self._started = 0
 
     def __enter__(self) -> Session:
-        _remove_abandoned()
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = (self._folder / _LOCK).open("wb")
+        self._folder, self._lock = _private_folder()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._parcel = write_parcel(self._folder, "content", self._content)
         except BaseException:
             self.__exit__()
@@ -96,11 +94,15 @@ class Session:
             If it cannot.
         """
         sent: str | dict[str, Any] = recipe.name
-        if recipe not in list_recipes():
-            sent = write_parcel(self._folder, f"recipe-{self._started}", recipe).to_dict()
-        child = Child(recipe.name, self._folder / f"child-{self._started}", self.threads)
+        number, self._started = self._started, self._started + 1
+        try:
+            if recipe not in list_recipes():
+                sent = write_parcel(self._folder, f"recipe-{number}", recipe).to_dict()
+            child = Child(recipe.name, self._folder / f"child-{number}", self.threads)
+        except (OSError, ArtifactError) as error:
+            # No more room, processes or open files: others may still run to their end.
+            raise ChildLost(f"crashed: its process cannot be started: {error}") from error
         self._children.append(child)
-        self._started += 1
         path = [str(Path(folder or ".").resolve()) for folder in sys.path]
         self.ask(child, "start", threads=self.threads, path=path, modules=self._modules)
         loaded = self.ask(child, "load", content=self._parcel.to_dict(), recipe=sent)
@@ -163,6 +165,29 @@ class Session:
         if free_bytes() < _RESERVE_BYTES // 4:
             return f"less than {format_bytes(_RESERVE_BYTES // 4)} are free on this machine"
         return None
+
+
+def _private_folder() -> tuple[Path, BinaryIO]:
+    """A folder that only this user can read, with a lock in it that is held as long as the file is open.
+
+    Raises
+    ------
+    ArtifactError
+        If there is no place for it.
+    """
+    folder = None
+    try:
+        _remove_abandoned()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = (folder / _LOCK).open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise ArtifactError(
+            f"no temporary folder can be made for the child processes: {error}; make room or set TMPDIR"
+        ) from error
+    return folder, lock
 
 
 def _remove_abandoned() -> None:

@@ -144,7 +144,7 @@ def run(
         path.write_text("".join(_line(name, tensor) for name, tensor in inputs.items()), encoding="utf-8")
         if isinstance(module, torch.jit.ScriptModule):
             with jit_deprecations_ignored():
-                torch.jit.save(module, str(Path(folder) / "module.pt"))
+                (Path(folder) / "module.pt").write_bytes(module.save_to_buffer())
             module = Path(folder) / "module.pt"
         elif Path(module).is_dir():
             module = Path(module) / MODULE_FILE

@@ -21,6 +21,7 @@ from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes.base import Stored
+from cpuinfer_helpers.serialised import read_named_tensors, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.verification import CALLS_PER_CHECK, largest_error, run_seeded, tolerance_for, valid_positions
 
@@ -34,8 +35,6 @@ _COMPARISON_FILE = "comparison.json"
 
 def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
     """See :meth:`OptimizedModel.save`."""
-    from safetensors.torch import save_file
-
     recipe, model, prepared = _recipe_of(optimized), optimized.model, optimized.prepared
     if model is None:
         raise ArtifactError("this model was loaded from a folder without its weights; copy that folder")
@@ -62,7 +61,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
             manifest["details"] = recipe.export(request, prepared.build, folder)
             manifest["output"] = prepared.spec.to_dict()
             manifest["output_dtypes"] = {name: _name(dtype) for name, dtype in prepared.dtypes.items()}
-        save_file(probe, folder / _PROBE_FILE)
+        write_named_tensors(probe, folder / _PROBE_FILE)
         optimized.comparison.save(folder / _COMPARISON_FILE)
     return Path(directory)
 
@@ -142,17 +141,14 @@ def _known_recipe(name: str, folder: Path) -> Recipe:
 
 
 def _probe(model: torch.nn.Module, inputs: BoundInputs) -> dict[str, torch.Tensor]:
-    """The example and the eager model's answers to it; copied, because outputs may be views of each other."""
+    """The example and the eager model's answers to it."""
     answers = run_seeded(lambda tensors: model(**tensors, **inputs.constants), inputs.tensors)
-    flat = {f"input.{name}": tensor for name, tensor in inputs.tensors.items()}
-    flat |= {f"output.{name}": tensor for name, tensor in answers.items()}
-    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in flat.items()}
+    given = {f"input.{name}": tensor for name, tensor in inputs.tensors.items()}
+    return given | {f"output.{name}": tensor for name, tensor in answers.items()}
 
 
 def _read_probe(manifest: Mapping[str, Any], folder: Path) -> tuple[BoundInputs, dict[str, torch.Tensor]]:
-    from safetensors.torch import load_file
-
-    probe = load_file(folder / _PROBE_FILE)
+    probe = read_named_tensors(folder / _PROBE_FILE)
     tensors = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
     expected = {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
     return BoundInputs(tensors, manifest["constants"]), expected
@@ -246,7 +242,10 @@ def _check_answers(
             seen = run_seeded(lambda tensors: optimized(**tensors), inputs.tensors)
         except RuntimeError as error:
             raise ArtifactError(f"{folder}: the loaded model fails on call {call}: {first_line(error)}") from error
-        for name in expected.keys() & seen.keys():
+        compared = [name for name in expected if name in seen]
+        if not compared:
+            raise ArtifactError(f"{folder}: the probe does not fit the model, which returns {', '.join(seen)}")
+        for name in compared:
             error_size = largest_error(expected[name], seen[name], valid)
             allowed = tolerance_for(expected[name], valid, recipe.precision, optimized.tolerance)
             if not error_size <= allowed:

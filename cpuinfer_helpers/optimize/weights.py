@@ -30,14 +30,18 @@ def write_model(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
     ArtifactError
         If the weights cannot be written as safetensors.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     try:
         save_model(model, str(folder / WEIGHTS_FILE))
-    except (RuntimeError, ValueError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise ArtifactError(
-            f"the weights of {type(model).__name__} cannot be saved as safetensors: {first_line(error)}"
+            f"the weights of {type(model).__name__} cannot be written to {folder.parent} as safetensors: "
+            f"{first_line(error)}; nothing was changed"
         ) from error
+    # Safetensors makes it readable for its owner only.
+    (folder / WEIGHTS_FILE).chmod(0o644)
     config = getattr(model, "config", None)
     described = {"class": _path_of(type(model)), "dtypes": _dtypes(model)}
     if not hasattr(config, "to_json_string"):
@@ -74,6 +78,7 @@ def read_model(described: Mapping[str, Any], folder: Path, model: torch.nn.Modul
     ArtifactError
         If the class is not of transformers and no instance was given, or the weights do not fit.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     if model is None:
@@ -84,7 +89,7 @@ def read_model(described: Mapping[str, Any], folder: Path, model: torch.nn.Modul
             tensor.data = tensor.data.to(getattr(torch, dtype))
     try:
         load_model(model, str(folder / WEIGHTS_FILE))
-    except (RuntimeError, ValueError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{folder}: its weights do not fit {type(model).__name__}: {first_line(error)}") from error
     return model.eval()
 

@@ -119,9 +119,21 @@ def _build_int8(request: Request) -> Build:
 
 
 def _ipex() -> ModuleType:
-    """The package; what it writes about itself on import goes to the log."""
+    """The package; what it writes about itself on import goes to the log.
+
+    Raises
+    ------
+    RecipeError
+        If it does not fit what is installed: then it ends the process, or tries to with a function that does not exist.
+    """
     with native_stderr_logged():
-        import intel_extension_for_pytorch
+        try:
+            import intel_extension_for_pytorch
+        except (SystemExit, AttributeError, ImportError, OSError) as error:
+            raise RecipeError(
+                f"importing intel_extension_for_pytorch fails ({type(error).__name__}: {error}): it does not fit torch "
+                f"{torch.__version__} or this CPU; install IPEX 2.8.0 with torch 2.8.0, or remove it"
+            ) from error
     return intel_extension_for_pytorch
 
 

@@ -13,7 +13,7 @@ import torch
 
 from cpuinfer_helpers.adapter import eager_answers, named_inputs
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
-from cpuinfer_helpers.machine import detect_isa, installed_versions
+from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
@@ -193,7 +193,9 @@ class _Job:
         except RecipeError:
             raise
         except Exception as error:  # the model's Python and a compiler run here: anything may be raised
-            raise RecipeError(f"{self.recipe.backend} fails: {first_line(error)}") from error
+            # Backends blame the CPU, also where a variable holds it back.
+            why = "".join(f" ({precision} is {text})" for precision, text in self._emulation().items())
+            raise RecipeError(f"{self.recipe.backend} fails: {first_line(error)}{why}") from error
         finally:
             self.seconds = time.perf_counter() - started
         if _fingerprint(self.request.model) != before:
@@ -251,7 +253,7 @@ class _Job:
 
     def _emulation(self) -> dict[str, str]:
         precision = self.recipe.precision.upper()
-        return {precision: "emulated: this CPU has no instructions for it"} if self.recipe.emulated else {}
+        return {precision: f"emulated: {machine_report().why_emulated}"} if self.recipe.emulated else {}
 
     def _left_out(self, spec: OutputSpec) -> tuple[str, ...]:
         kept = set(spec.tensor_names())

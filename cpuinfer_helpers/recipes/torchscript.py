@@ -11,6 +11,7 @@ from cpuinfer_helpers import graph
 from cpuinfer_helpers.artifacts import MODULE_FILE
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored
 from cpuinfer_helpers.recipes.copies import attention_of
+from cpuinfer_helpers.serialised import read_module, write_module
 from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.tracing import frozen_trace
 
@@ -47,15 +48,13 @@ def build_of_trace(
 
 def export_trace(request: Request, build: Build, folder: Path) -> dict[str, Any]:
     """Write the ScriptModule that runs."""
-    with graph.jit_deprecations_ignored():
-        torch.jit.save(build.module, str(folder / MODULE_FILE))
+    write_module(build.module, folder / MODULE_FILE)
     return {}
 
 
 def load_trace(folder: Path) -> torch.jit.ScriptModule:
     """Read what :func:`export_trace` wrote."""
-    with graph.jit_deprecations_ignored():
-        return torch.jit.load(str(folder / MODULE_FILE), map_location="cpu")
+    return read_module(folder / MODULE_FILE)
 
 
 def _restore(stored: Stored, folder: Path) -> Build:

@@ -95,12 +95,14 @@ def fetch_model(repository: str, *, fresh: bool = False) -> Path:
     names = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).list_repo_files(repository)
     weights = next((files for files in _WEIGHTS if files[0] in names), _WEIGHTS[-1])
     return Path(
-        snapshot_download(
-            repository,
-            endpoint=os.environ.get("HF_ENDPOINT"),
-            allow_patterns=[*_MODEL_FILES, *weights],
-            etag_timeout=_PROBE_SECONDS,
-            force_download=fresh,
+        _once_more_if_broken_off(
+            lambda: snapshot_download(
+                repository,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                allow_patterns=[*_MODEL_FILES, *weights],
+                etag_timeout=_PROBE_SECONDS,
+                force_download=fresh,
+            )
         )
     )
 
@@ -135,16 +137,41 @@ def fetch_rows(file: DatasetFile, limit: int | None = None) -> list[dict[str, An
 def _fetch_file(file: DatasetFile, *, fresh: bool) -> str:
     from huggingface_hub import hf_hub_download
 
-    return hf_hub_download(
-        file.repository,
-        file.path,
-        repo_type="dataset",
-        revision=file.revision,
-        endpoint=os.environ.get("HF_ENDPOINT"),
-        etag_timeout=_PROBE_SECONDS,
-        force_download=fresh,
-        local_files_only=hub_unavailable() is not None,
+    return _once_more_if_broken_off(
+        lambda: hf_hub_download(
+            file.repository,
+            file.path,
+            repo_type="dataset",
+            revision=file.revision,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            etag_timeout=_PROBE_SECONDS,
+            force_download=fresh,
+            local_files_only=hub_unavailable() is not None,
+        )
     )
+
+
+def _once_more_if_broken_off(download: Callable[[], str]) -> str:
+    """Ask again, once, for a file whose connection broke off in the middle; the library does not (seen: 0.36, 2.4)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return download()
+    except (OSError, *_transport_errors()) as error:
+        # What has a number is this machine's own trouble, such as a full disk; the others are answers of the hub.
+        if getattr(error, "errno", None) is not None or isinstance(error, (HfHubHTTPError, FileNotFoundError)):
+            raise
+        logger.info("a download broke off (%s); trying once more", error)
+        return download()
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Those of the library that huggingface_hub has used since 1.0; the earlier one's are OSErrors."""
+    try:
+        import httpx
+    except ImportError:
+        return ()
+    return (httpx.TransportError,)
 
 
 def load_or_download_again(repository: str, load: Callable[[Path], Loaded]) -> Loaded:

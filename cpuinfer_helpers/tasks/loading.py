@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,19 +159,32 @@ def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Pat
     Returns
     -------
     Path
+
+    Raises
+    ------
+    ArtifactError
+        If it is needed and the cache cannot be written.
     """
     damage = _damage(shipped, name)
     if damage is None:
         return shipped / name
     cached = cache_directory() / "checkpoints" / name
     logger.warning("the shipped checkpoint for %s cannot be used: %s", name, damage)
-    try:
-        read_manifest(cached, _CHECKPOINT_KIND, _CHECKPOINT_FORMAT)
+    if _cache_damage(cached) is None:
         return cached
-    except ArtifactError as error:
-        logger.warning("training the checkpoint for %s again, into %s (%s)", name, cached, error)
-    shutil.rmtree(cached, ignore_errors=True)
-    _train_into(cached, name)
+    try:
+        with _one_process_at_a_time(name):
+            # Another one may have made it meanwhile.
+            found = _cache_damage(cached)
+            if found is not None:
+                logger.warning("training the checkpoint for %s again, into %s (%s)", name, cached, found)
+                shutil.rmtree(cached, ignore_errors=True)
+                _train_into(cached, name)
+    except (OSError, ArtifactError) as error:
+        raise ArtifactError(
+            f"the checkpoint for {name} cannot be made: {error}; or set CPUINFER_CACHE to another folder than "
+            f"{cache_directory()}"
+        ) from error
     return cached
 
 
@@ -226,6 +241,27 @@ def _damage(shipped: Path, name: str) -> str | None:
         if sha256(path) != digest:
             return f"{path} is damaged: its sha256 differs"
     return None
+
+
+def _cache_damage(cached: Path) -> ArtifactError | None:
+    try:
+        read_manifest(cached, _CHECKPOINT_KIND, _CHECKPOINT_FORMAT)
+    except ArtifactError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _one_process_at_a_time(name: str) -> Iterator[None]:
+    """Make others that need the same checkpoint wait for it, instead of training it too."""
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    with (cache_directory() / f"{name}.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("another process is training the checkpoint for %s; waiting for it", name)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _train_into(directory: Path, name: str) -> None:

@@ -15,6 +15,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.adapter import named_inputs
+from cpuinfer_helpers.compare import children
 from cpuinfer_helpers.compare.children import ChildLost
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.recipes import Build
@@ -131,10 +132,23 @@ def test_a_stage_that_takes_too_long_is_ended_with_what_it_started():
         session.close(child)  # closing what is closed does nothing
 
 
-def test_a_child_killed_from_outside_counts_as_out_of_memory():
+@pytest.mark.parametrize(
+    ("counters", "status"),
+    [
+        (("oom_kill 3", "oom_kill 3"), "crashed: ended by SIGKILL from outside"),
+        (("oom_kill 3", "oom_kill 4"), "out of memory: ended by SIGKILL"),
+        # Not every system counts; then it is the likeliest cause.
+        (("pgfault 3", "pgfault 4"), "out of memory: ended by SIGKILL"),
+    ],
+)
+def test_a_killed_child_ran_out_of_memory_if_the_kernel_counts_one(tmp_path, monkeypatch, counters, status):
+    file = tmp_path / "vmstat"
+    monkeypatch.setattr(children, "_KERNEL_COUNTERS", file)
+    file.write_text(f"nr_free_pages 1\n{counters[0]}\n")
     content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
     with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
         child, _ = session.start(cpu.get_recipe("eager-fp32"))
+        file.write_text(f"nr_free_pages 1\n{counters[1]}\n")
         os.kill(child.process_id, signal.SIGKILL)
-        with pytest.raises(ChildLost, match="out of memory: ended by SIGKILL"):
+        with pytest.raises(ChildLost, match=status):
             session.ask(child, "prepare", verify=False)

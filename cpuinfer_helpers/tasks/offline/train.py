@@ -179,11 +179,10 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
 def save(model: PreTrainedModel, task_name: str, folder: Path) -> None:
     """Write a checkpoint that ``from_pretrained`` of transformers 4 and 5 reads alike: weights in FP16, used in FP32."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable for its owner only
+    (folder / "model.safetensors").write_bytes(serialised(weights, metadata={"format": "pt"}))
     config = model.config.to_diff_dict()
     config.pop("dtype", None)
     config |= {"architectures": [type(model).__name__], "torch_dtype": "float32"}

@@ -1,0 +1,76 @@
+"""Dataclasses from JSON, with every type checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+# JSON has no such numbers.
+SPECIAL_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def restore(wanted: Any, value: Any, where: str) -> Any:
+    """A value of the wanted type from what JSON gave: dataclasses, tuples, mappings, numbers and texts.
+
+    Parameters
+    ----------
+    wanted
+        A type, or a type hint of a dataclass' field.
+    value
+        What stands in its place.
+    where
+        The place's name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the value, or a part of it, is of another type; the message names the place.
+    """
+    if dataclasses.is_dataclass(wanted):
+        return _restore_class(wanted, value, where)
+    if wanted is Any:
+        return value
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else restore(arguments[0], value, where)
+    if origin is tuple:
+        return _restore_tuple(arguments, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: restore(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if wanted is float:
+        value = SPECIAL_NUMBERS.get(value, value) if isinstance(value, str) else value
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        return float(value)
+    _expect(
+        isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)), where, wanted.__name__, value
+    )
+    return value
+
+
+def _restore_class(wanted: type, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "an object", value)
+    hints = typing.get_type_hints(wanted)
+    names = [field.name for field in dataclasses.fields(wanted)]
+    for name in names:
+        _expect(name in value, f"{where}.{name}", "there", "missing")
+    for name in value:
+        _expect(name in names, f"{where}.{name}", "a known field", "unknown")
+    return wanted(**{name: restore(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _restore_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), where, "a list", value)
+    if arguments[-1] is Ellipsis:
+        return tuple(restore(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    _expect(len(value) == len(arguments), where, f"a list of {len(arguments)}", value)
+    return tuple(restore(t, entry, f"{where}[{i}]") for i, (t, entry) in enumerate(zip(arguments, value, strict=True)))
+
+
+def _expect(holds: bool, where: str, what: str, seen: Any) -> None:
+    if not holds:
+        raise ValueError(f"{where} should be {what}, and is {seen!r}"[:300])

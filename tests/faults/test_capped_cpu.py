@@ -1,0 +1,107 @@
+"""A CPU held back to AVX2 and below: seen, said, and the answers stay right."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from cpuinfer_helpers.machine import detect_isa
+from tests.conftest import seen_in_child
+
+pytestmark = pytest.mark.skipif("AVX2" not in detect_isa(), reason="the variables cap instruction sets of x86 CPUs")
+
+SEE = """
+import json, sys
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers import doctor
+from cpuinfer_helpers.tracing import trace_model
+from tests.faults.harm import Layers, example
+
+model = Layers().eval()
+report = cpu.machine_report()
+recipes = {recipe.name: recipe for recipe in cpu.list_recipes()}
+seen = {
+    "caps": dict(report.isa_caps),
+    "capability": __import__("torch").backends.cpu.get_cpu_capability(),
+    "bf16": report.bf16_native,
+    "line": report.one_line(),
+    "doctor": str(doctor._cpu(report)),
+    "recipes": {},
+}
+for name in sys.argv[1:]:
+    recipe = recipes[name]
+    prepared = cpu.prepare(name, model, example(), calibration=[example()])
+    right = model(**example())["logits"]
+    seen["recipes"][name] = {
+        "emulated": recipe.emulated,
+        "why not": recipe.why_not,
+        "reason": prepared.reason,
+        "verified": prepared.receipt.verified,
+        "evidence": dict(prepared.receipt.evidence),
+        "error": (prepared(**example(3))["logits"] - model(**example(3))["logits"]).abs().max().item(),
+    }
+print("SEEN", json.dumps(seen))
+"""
+FP32 = ("eager-fp32", "torchscript-fp32", "onednn-graph-fp32")
+BF16 = ("eager-bf16", "torchscript-bf16", "onednn-graph-bf16")
+# Answers are about one; BF16 keeps 8 bits, and FP32 kernels differ in the order of additions.
+TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2, "int8": 0.2}
+
+
+def check_answers(recipes: dict[str, dict[str, Any]]) -> None:
+    for name, seen in recipes.items():
+        assert seen["verified"] or seen["reason"], name
+        assert seen["error"] <= TOLERANCE[name.rpartition("-")[2]], name
+
+
+def see(*recipes: str, **caps: str) -> dict[str, Any]:
+    """With only these caps, whatever the tests were started with."""
+    none = dict.fromkeys(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"), "")
+    return seen_in_child("-c", SEE, *recipes, **{**none, **caps})
+
+
+def test_a_cpu_with_avx2_only():
+    seen = see(*FP32, *BF16, ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert seen["caps"] == {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert seen["capability"] == "AVX2", "PyTorch itself has taken notice"
+    assert not seen["bf16"] and "BF16 emulated" in seen["line"]
+    assert "held back by ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2" in seen["doctor"]
+    recipes = seen["recipes"]
+    check_answers(recipes)
+    for name in FP32:
+        assert recipes[name]["verified"] and not recipes[name]["emulated"]
+    for name in BF16:
+        assert recipes[name]["emulated"]
+        told = recipes[name]["evidence"].get("BF16") or recipes[name]["reason"]
+        assert "ONEDNN_MAX_CPU_ISA=AVX2" in told, name
+    for name in BF16[:2]:
+        assert recipes[name]["evidence"]["BF16"].startswith("emulated: ") and recipes[name]["verified"]
+    # oneDNN itself refuses BF16 below AVX512, unless the CPU has AVX-NE-CONVERT.
+    refused = recipes["onednn-graph-bf16"]
+    assert refused["why not"] is None or refused["why not"].startswith("oneDNN has no BF16 kernels for this CPU")
+
+
+def test_pytorchs_own_kernels_without_any_vectors():
+    """The cap of PyTorch's kernels is not one of oneDNN's, where matrix products run: BF16 stays what it is."""
+    seen = see(*FP32, "eager-bf16", ATEN_CPU_CAPABILITY="default")
+    assert seen["caps"] == {"ATEN_CPU_CAPABILITY": "default"}
+    assert seen["capability"] in ("DEFAULT", "NO AVX")
+    assert "held back by ATEN_CPU_CAPABILITY=default" in seen["doctor"]
+    check_answers(seen["recipes"])
+    for name in FP32:
+        assert seen["recipes"][name]["verified"] and not seen["recipes"][name]["emulated"]
+    assert seen["recipes"]["eager-bf16"]["emulated"] != seen["bf16"]
+
+
+def test_ipex_on_a_cpu_with_avx2_only():
+    if find_spec("intel_extension_for_pytorch") is None:
+        pytest.skip("IPEX is not installed; it needs torch 2.8")
+    names = ("ipex-fp32", "ipex-bf16")
+    recipes = see(*names, ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")["recipes"]
+    check_answers(recipes)
+    assert recipes["ipex-fp32"]["verified"] and "avx512" not in recipes["ipex-fp32"]["evidence"]["oneDNN ran"]
+    assert recipes["ipex-bf16"]["emulated"]
+    told = recipes["ipex-bf16"]["evidence"].get("BF16") or recipes["ipex-bf16"]["reason"]
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in told
