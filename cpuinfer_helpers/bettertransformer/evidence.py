@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.display import Displayed, Table
-from cpuinfer_helpers.fusion.events import profile_call
+from cpuinfer_helpers.display import Displayed, Table, format_seconds
+from cpuinfer_helpers.fusion.events import Event, profile_call
 
 FAST_LAYER = "aten::_transformer_encoder_layer_fwd"
 NESTED = "aten::_nested_tensor_from_mask"
@@ -82,6 +82,68 @@ def fast_path_use(model: Callable[..., Any], inputs: Mapping[str, torch.Tensor])
         nested=sum(event.name == NESTED for event in events),
         products=dict(dtypes.most_common()),
     )
+
+
+@dataclass(frozen=True, repr=False)
+class KernelsInside(Displayed):
+    """What the fused kernel calls; made by :func:`kernels_inside`.
+
+    Attributes
+    ----------
+    layers
+        Number of layers that it computed.
+    calls
+        Calls of each kernel in all layers together, by its name without ``aten::``, longest time first.
+    seconds
+        Time in each, without what it called in turn.
+    """
+
+    layers: int
+    calls: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+    def table(self) -> Table:
+        """A row for each kernel that takes at least 1% of the time, and one for all others."""
+        total = sum(self.seconds.values())
+        shown = [name for name, seconds in self.seconds.items() if seconds >= 0.01 * total]
+        rows = [self._row(name, self.calls[name], self.seconds[name] / total) for name in shown]
+        others = [name for name in self.calls if name not in shown]
+        share = sum(self.seconds[name] for name in others) / total if total else 0.0
+        rows.append(self._row(f"({len(others)} others)", sum(self.calls[name] for name in others), share))
+        note = f"{self.layers} layers on the fast path, one call under the profiler, {format_seconds(total)} in them."
+        columns = ("kernel", "calls a layer", "share of time")
+        return Table(columns, tuple(rows), note=note, numeric=columns[1:])
+
+    def _row(self, name: str, calls: int, share: float) -> tuple[str, str, str]:
+        return (name, f"{calls / max(self.layers, 1):.0f}", f"{100 * share:.1f}%")
+
+
+def kernels_inside(model: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> KernelsInside:
+    """Call a converted model twice, the second time under the profiler, and tell what its fused kernel called.
+
+    Parameters
+    ----------
+    model, inputs
+        As for :func:`fast_path_use`.
+
+    Returns
+    -------
+    KernelsInside
+    """
+    with torch.no_grad():
+        model(**inputs)
+    layers = [event for event in profile_call(model, inputs).events() if event.name == FAST_LAYER]
+    calls: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    for event in (event for layer in layers for event in layer.inside()):
+        name = event.name.removeprefix("aten::")
+        calls[name] += 1
+        seconds[name] += _own_seconds(event)
+    return KernelsInside(len(layers), dict(calls), dict(seconds.most_common()))
+
+
+def _own_seconds(event: Event) -> float:
+    return max(0.0, event.seconds - sum(child.seconds for child in event.children))
 
 
 def _counts(products: Mapping[str, int]) -> str:

@@ -492,3 +492,14 @@ def test_masks_are_read_in_all_their_forms():
     assert valid_positions(None, 2, 3) is None
     assert valid_positions(torch.ones(2, 3), 2, 3) is None
     assert torch.equal(valid_positions(keep[:1, None, None], 2, 3), keep[:1].expand(2, 3))
+
+
+def test_what_the_fused_kernel_calls_is_counted(pair):
+    from cpuinfer_helpers.bettertransformer import kernels_inside
+
+    seen = kernels_inside(pair[1], make_inputs())
+    # Queries, keys and values are one product; the others are the output, and the two around the GELU.
+    products = sum(seen.calls.get(name, 0) for name in ("addmm", "_addmm_activation", "mm"))
+    assert (seen.layers, products) == (2, 2 * 4)
+    assert "_transform_bias_rescale_qkv" in str(seen)
+    assert kernels_inside(pair[0], make_inputs()).layers == 0
