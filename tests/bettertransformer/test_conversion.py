@@ -84,11 +84,21 @@ def make(name, sizes, attention="eager", seed=0):
     config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class(config).eval()
+        return with_biases(model_class(config).eval())
 
 
 def make_wide_bert(**config):
-    return make_bert(**{**WIDE, "num_attention_heads": 4, **config})
+    return with_biases(make_bert(**{**WIDE, "num_attention_heads": 4, **config}))
+
+
+@torch.no_grad()
+def with_biases(model):
+    """New models have biases of zero and norms of one, so that nobody would miss them."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def tokens(mask, seed=0):
