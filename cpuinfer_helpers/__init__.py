@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cpuinfer_helpers.bettertransformer import (
+    FastPathUse,
+    fast_path_use,
+    reverse_bettertransformer,
+    to_bettertransformer,
+)
 from cpuinfer_helpers.compare import (
     Comparison,
     FusionReports,
@@ -59,6 +65,7 @@ __all__ = [
     "CpuInferError",
     "DataError",
     "FamilyComparison",
+    "FastPathUse",
     "FusionReport",
     "FusionReports",
     "InputError",
@@ -87,6 +94,7 @@ __all__ = [
     "compare_families",
     "compare_mixed_lengths",
     "count_flops",
+    "fast_path_use",
     "freed_memory_kept",
     "fusion_report",
     "fusion_reports",
@@ -101,10 +109,12 @@ __all__ = [
     "optimize",
     "prepare",
     "realistic_lengths",
+    "reverse_bettertransformer",
     "roofline",
     "score_recipes",
     "seconds_of",
     "threads",
+    "to_bettertransformer",
     "trace_model",
     "verify_trainer",
 ]

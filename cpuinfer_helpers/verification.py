@@ -17,6 +17,8 @@ logger = logging.getLogger("cpuinfer_helpers")
 
 Tensors = Mapping[str, torch.Tensor]
 Answer = Callable[[Tensors], Any]
+# Positions that are no padding, boolean: of the inputs, or of the inputs and of the frames that are made of them.
+Valid = torch.Tensor | tuple[torch.Tensor, ...] | None
 
 # Optimised plans appear after two to three calls, so one right call proves little (FACTS section 3, item 10).
 CALLS_PER_CHECK = 3
@@ -48,14 +50,15 @@ class Variation:
     inputs
         The tensors by name; None where this variation cannot be made, with the reason in ``note``.
     valid
-        Boolean, batch by length: the positions that are no padding; None if all are valid.
+        Boolean, batch by length: the positions that are no padding; None if all are valid. With a second one, batch by
+        frames, for models whose convolutions make frames of samples.
     note
         Why there are no inputs.
     """
 
     name: str
     inputs: dict[str, torch.Tensor] | None
-    valid: torch.Tensor | None = None
+    valid: Valid = None
     note: str = ""
 
 
@@ -166,7 +169,7 @@ def compare_answers(
     check: Check,
     expected: Tensors,
     seen: Tensors,
-    valid: torch.Tensor | None,
+    valid: Valid,
     precision: str | None,
     tolerance: float | None = None,
 ) -> Check:
@@ -200,7 +203,7 @@ def compare_answers(
     return check
 
 
-def largest_error(expected: torch.Tensor, seen: torch.Tensor, valid: torch.Tensor | None = None) -> float:
+def largest_error(expected: torch.Tensor, seen: torch.Tensor, valid: Valid = None) -> float:
     """Largest absolute difference on valid positions; not-a-number in the same places counts as equal."""
     wanted, got = _valid_part(expected, valid).double(), _valid_part(seen, valid).double()
     same = (wanted == got) | (wanted.isnan() & got.isnan())
@@ -211,7 +214,7 @@ def largest_error(expected: torch.Tensor, seen: torch.Tensor, valid: torch.Tenso
 
 def tolerance_for(
     expected: torch.Tensor,
-    valid: torch.Tensor | None = None,
+    valid: Valid = None,
     precision: str | None = None,
     tolerance: float | None = None,
 ) -> float:
@@ -249,10 +252,24 @@ def shape_text(inputs: Tensors) -> str:
     return " x ".join(map(str, next(iter(inputs.values())).shape))
 
 
-def _valid_part(tensor: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    if valid is not None and tensor.shape[: valid.dim()] == valid.shape:
-        return tensor[valid]
+def _valid_part(tensor: torch.Tensor, valid: Valid) -> torch.Tensor:
+    for positions in valid if isinstance(valid, tuple) else (valid,):
+        if positions is not None and tensor.shape[: positions.dim()] == positions.shape:
+            return tensor[positions]
     return tensor
+
+
+def _frames(config: Any, valid: torch.Tensor) -> torch.Tensor | None:
+    """Frames that are made of valid samples only, as Wav2Vec2 and its kin count them; None for other models."""
+    kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+    if not isinstance(kernels, (list, tuple)) or not isinstance(strides, (list, tuple)):
+        return None
+    # The number of outputs of a convolution without padding, as torch.nn.Conv1d gives it.
+    counts = torch.cat([valid.sum(dim=1), torch.tensor([valid.shape[1]])])
+    for kernel, stride in zip(kernels, strides, strict=False):
+        counts = torch.div(counts - kernel, stride, rounding_mode="floor") + 1
+    *rows, total = counts.clamp(min=0).tolist()
+    return torch.tensor([[frame < count for frame in range(total)] for count in rows], dtype=torch.bool)
 
 
 class _Shapes:
@@ -278,8 +295,12 @@ class _Shapes:
         # RoBERTa and its kin number positions from two.
         return min(length, limit - 2) if isinstance(limit, int) and limit > 2 else length
 
-    def valid(self, inputs: Tensors) -> torch.Tensor | None:
-        return inputs["attention_mask"].bool() if self.has_mask else None
+    def valid(self, inputs: Tensors) -> Valid:
+        if not self.has_mask:
+            return None
+        valid = inputs["attention_mask"].bool()
+        frames = _frames(self.config, valid) if "input_values" in inputs else None
+        return valid if frames is None else (valid, frames)
 
     def vary(self, name: str, batch: int, length: int | None, first_row: int = 0) -> Variation:
         inputs = {key: self._tensor(tensor, batch, length, first_row) for key, tensor in self.example.items()}
@@ -298,7 +319,7 @@ class _Shapes:
         for key in ("input_ids", "input_values", "inputs_embeds"):
             if key in inputs:
                 inputs[key] = self._pad(inputs[key], keep, other_tokens)
-        return Variation(name, inputs, keep)
+        return Variation(name, inputs, self.valid(inputs))
 
     def _pad(self, tensor: torch.Tensor, keep: torch.Tensor, other_tokens: bool) -> torch.Tensor:
         padding = getattr(self.config, "pad_token_id", None) if tensor.dtype == torch.long else 0

@@ -23,6 +23,39 @@ def tokenizer_order(inputs):
     return {name: inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
 
 
+def small_model(kind):
+    """A text, image or audio model with random weights, and inputs for it."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    convolutions = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    ids, waves = torch.arange(5, 29).view(2, 12), torch.linspace(-1, 1, 8000).view(2, 4000).sin()
+    made = {
+        "text": (transformers.BertModel(transformers.BertConfig(**sizes)), {"input_ids": ids}),
+        "image": (
+            transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32)),
+            {"pixel_values": torch.linspace(-1, 1, 6144).view(2, 3, 32, 32)},
+        ),
+        "audio": (
+            transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes, **convolutions)),
+            {"input_values": waves},
+        ),
+    }
+    model, inputs = made[kind]
+    return model.eval(), inputs
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "audio"])
+def test_bettertransformer_takes_text_image_and_audio_models(kind):
+    torch.manual_seed(0)
+    model, inputs = small_model(kind)
+    prepared = cpu.prepare("bettertransformer-fp32", model, inputs, on_failure="raise")
+    assert prepared.receipt.verified
+    assert cpu.fast_path_use(prepared, inputs).layers == 2
+    expected = model(**inputs).last_hidden_state.detach()
+    torch.testing.assert_close(prepared(**inputs).last_hidden_state, expected, rtol=0, atol=1e-5)
+
+
 def test_torchscript_is_serializable_from_a_python_process(bert, bert_inputs, tmp_path):
     traced = cpu.trace_model(bert, bert_inputs)
     traced.save(tmp_path / "saved")

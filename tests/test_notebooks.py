@@ -21,6 +21,7 @@ EXPECTED = [
     "03-when-tracing-fails",
     "04-ipex-graph-fusion",
     "05-bf16-autocast",
+    "06-bettertransformer",
     "08-int8",
 ]
 PATHS = navigation.course(FOLDER)

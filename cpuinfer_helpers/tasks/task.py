@@ -103,7 +103,11 @@ class Task(Displayed):
         return next(iter(self.datasets.values()))
 
     def inputs(
-        self, batch_size: int = 1, length: int = question_answering.MAX_SEQ_LENGTH, *, tokens: int | None = None
+        self,
+        batch_size: int = 1,
+        length: int = question_answering.MAX_SEQ_LENGTH,
+        *,
+        tokens: int | Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Inputs of an exact shape, made of the task's own texts.
 
@@ -114,7 +118,8 @@ class Task(Displayed):
         length
             Columns.
         tokens
-            Tokens of each row that are real; the rest is padding. All of them unless given.
+            Tokens of each row that are real, one number for all rows or one for each; the rest is padding. All of them
+            unless given.
 
         Returns
         -------
@@ -124,15 +129,17 @@ class Task(Displayed):
         Raises
         ------
         InputError
-            If a size is not positive, or ``tokens`` is more than ``length``.
+            If a size is not positive, ``tokens`` is more than ``length``, or there are not as many as rows.
         """
         tokens = length if tokens is None else tokens
-        if batch_size < 1 or length < 4 or not 4 <= tokens <= length:
+        counts = [tokens] * batch_size if isinstance(tokens, int) else list(tokens)
+        fits = len(counts) == batch_size and all(4 <= count <= length for count in counts)
+        if batch_size < 1 or length < 4 or not fits:
             raise InputError(
                 f"inputs: batch_size {batch_size}, length {length}, tokens {tokens} cannot be made; "
-                "batch_size must be at least 1, and 4 <= tokens <= length"
+                "batch_size must be at least 1, and 4 <= tokens <= length, for every row"
             )
-        rows = [self._row_of(row, tokens) for row in range(batch_size)]
+        rows = [self._row_of(row, count) for row, count in enumerate(counts)]
         return _pad(self.tokenizer, rows, length)
 
     def calibration_inputs(

@@ -98,6 +98,16 @@ def test_inputs_have_exactly_the_shape_that_was_asked_for(tasks, name, batch, le
         tasks[name].trained_model(**inputs)
 
 
+def test_every_row_may_have_tokens_of_its_own(tasks):
+    task = tasks["question-answering"]
+    inputs = task.inputs(3, 64, tokens=(64, 9, 30))
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [64, 9, 30]
+    assert torch.equal(inputs["input_ids"][0], task.inputs(1, 64)["input_ids"][0])
+    for wrong in ((64, 9), (64, 9, 65), (64, 9, 3)):
+        with pytest.raises(cpu.InputError, match="for every row"):
+            task.inputs(3, 64, tokens=wrong)
+
+
 def test_question_answering_inputs_have_a_question_and_a_context(tasks):
     segments = tasks["question-answering"].inputs(2, 96)["token_type_ids"]
     assert (segments[:, 0] == 0).all() and (segments[:, -1] == 1).all()
