@@ -108,11 +108,19 @@ class Child:
         ChildLost
             If it fails, ends, or takes too long. The child is not alive then.
         """
+        self.tell(do, **arguments)
+        return self.result_of(do, timeout_s=timeout_s, watch=watch)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Have the child do something, without waiting; :meth:`result_of` waits."""
         self._log_start = self._stderr.stat().st_size
         try:
             self._commands.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         except BrokenPipeError:
             self._lose(self._crash())
+
+    def result_of(self, do: str, *, timeout_s: float, watch: Watch | None = None) -> dict[str, Any]:
+        """Wait for the result of what the child was told last; arguments and errors as for :meth:`ask`."""
         reply = self._wait_for_reply(do, time.monotonic() + timeout_s, timeout_s, watch)
         if "error" in reply:
             self._lose(self._failure(reply))

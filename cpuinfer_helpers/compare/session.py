@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,6 +63,7 @@ class Session:
         self._modules = sorted({type(part).__module__ for part in content["model"].modules()} - {"__main__"})
         self._children: list[Child] = []
         self._peaks: dict[str, int] = {}
+        self._ready: dict[str, Child] = {}
         self._started = 0
 
     def __enter__(self) -> Session:
@@ -93,27 +94,68 @@ class Session:
         ChildLost
             If it cannot.
         """
-        sent: str | dict[str, Any] = recipe.name
+        child = self._ready.pop(recipe.name, None)
+        if child is None:
+            child = self._new_child(recipe)
+            self._wait(child, "start")
+        sent = self._sent(recipe)
+        loaded = self.ask(child, "load", content=self._parcel.to_dict(), recipe=sent)
+        return child, loaded["seconds"]
+
+    def start_together(self, recipes: Sequence[Recipe]) -> None:
+        """Start the processes of several recipes at once, and wait for all: they import for seconds, on a core each."""
+        starting = [self._new_child(recipe) for recipe in recipes if recipe.name not in self._ready]
+        for child in starting:
+            try:
+                self._wait(child, "start")
+            except ChildLost as lost:  # whoever needs it starts it again, and is told
+                logger.debug("%s: %s", child.recipe, lost.status)
+                continue
+            self._ready[child.recipe] = child
+
+    def is_ready(self, recipe: Recipe) -> bool:
+        """Whether the recipe's process has been started already, and waits."""
+        return recipe.name in self._ready
+
+    def _new_child(self, recipe: Recipe) -> Child:
+        """A process that has begun to import what the model needs."""
         number, self._started = self._started, self._started + 1
         try:
-            if recipe not in list_recipes():
-                sent = write_parcel(self._folder, f"recipe-{number}", recipe).to_dict()
             child = Child(recipe.name, self._folder / f"child-{number}", self.threads)
-        except (OSError, ArtifactError) as error:
+        except OSError as error:
             # No more room, processes or open files: others may still run to their end.
             raise ChildLost(f"crashed: its process cannot be started: {error}") from error
         self._children.append(child)
         path = [str(Path(folder or ".").resolve()) for folder in sys.path]
-        self.ask(child, "start", threads=self.threads, path=path, modules=self._modules)
-        loaded = self.ask(child, "load", content=self._parcel.to_dict(), recipe=sent)
-        return child, loaded["seconds"]
+        self._tell(child, "start", threads=self.threads, path=path, modules=self._modules)
+        return child
+
+    def _sent(self, recipe: Recipe) -> str | dict[str, Any]:
+        """How a recipe is told to a child: by name, or in a parcel if it is the user's own."""
+        if recipe in list_recipes():
+            return recipe.name
+        try:
+            return write_parcel(self._folder, f"recipe-{recipe.name}", recipe).to_dict()
+        except ArtifactError as error:
+            raise ChildLost(f"crashed: its process cannot be started: {error}") from error
 
     def ask(self, child: Child, do: str, *, watched: bool = True, **arguments: Any) -> dict[str, Any]:
         """Have a child do something; memory is watched meanwhile, unless that would disturb a measurement."""
+        self._tell(child, do, **arguments)
+        return self._wait(child, do, watched=watched)
+
+    def _tell(self, child: Child, do: str, **arguments: Any) -> None:
+        try:
+            child.tell(do, **arguments)
+        except ChildLost:
+            self._children.remove(child)
+            raise
+
+    def _wait(self, child: Child, do: str, *, watched: bool = True) -> dict[str, Any]:
         try:
             watch = self._too_much if watched else None
             left_s = max(0.0, self.deadline - time.monotonic())
-            return child.ask(do, timeout_s=min(self.timeout_s, left_s), watch=watch, **arguments)
+            return child.result_of(do, timeout_s=min(self.timeout_s, left_s), watch=watch)
         except ChildLost:
             self._children.remove(child)
             raise

@@ -122,13 +122,29 @@ class Search:
             request = {"inputs": self.inputs, "agreement": self.agreement}
             self._bench = Bench(session, request, self.budget_s * _MEASURING_SHARE, _RELATIVE_WIDTH)
             self._session = session
+            able = [recipe for recipe in recipes if not missing[recipe.name]]
             for recipe in recipes:
+                self._start_together(recipe, able)
                 self._try(recipe, missing[recipe.name])
                 self._progress.update(1)
             self._measure()
             self._progress.update(1)
         described = circumstances(self.model, self.inputs, threads)
         return Comparison(rows={recipe.name: self.rows[recipe.name] for recipe in recipes}, **described)
+
+    def _start_together(self, recipe: Recipe, able: Sequence[Recipe]) -> None:
+        """Start as many processes as there are threads, while nothing is measured: starting one takes one core."""
+        if recipe not in able or self._session.is_ready(recipe):
+            return
+        first = able.index(recipe)
+        others = [other for other in able[first : first + self._session.threads] if self._session.has_room_for(other)]
+        if len(others) > 1 and self._time_left() > 1.0:
+            self._progress.set_description(f"starting {len(others)} processes")
+            self._session.deadline = self._end - self._reserve()
+            try:
+                self._session.start_together(others)
+            except ChildLost as lost:  # each is started by itself when its turn comes, and is told why it cannot
+                logger.debug("%d processes cannot be started at once: %s", len(others), lost.status)
 
     def _try(self, recipe: Recipe, missing: str | None) -> None:
         row = self._obstacle(recipe, missing)
@@ -148,7 +164,7 @@ class Search:
             return None
         if REFERENCE not in self._waiting():
             return new_row(recipe, f"{NOT_TRIED}: the reference was not measured, so there is nothing to compare with")
-        if self._end - self._reserve() - time.monotonic() < 1.0:
+        if self._time_left() < 1.0:
             return new_row(recipe, f"{NOT_TRIED}: the budget of {self.budget_s:g} s is used up")
         while not self._session.has_room_for(recipe):
             if len(self._others()) < 2:
@@ -261,6 +277,10 @@ class Search:
 
     def _waiting(self) -> list[str]:
         return [finalist.candidate.row.recipe for finalist in self.finalists]
+
+    def _time_left(self) -> float:
+        """Seconds that are left for trying recipes."""
+        return self._end - self._reserve() - time.monotonic()
 
     def _reserve(self) -> float:
         """Seconds that must be left for the last measurement and for preparing the best in the user's process."""
