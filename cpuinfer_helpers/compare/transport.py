@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch.nn.utils import parametrize
 
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
 
@@ -127,6 +128,9 @@ def _pickle_structure(file: BinaryIO, content: Any) -> list[torch.UntypedStorage
                 place = _place_of(value)
                 if place or own:
                     return (_variable_at, place) if place else (_new_variable, (value.name, *_default_of(value)))
+            if isinstance(value, torch.nn.Module) and parametrize.is_parametrized(value):
+                original = parametrize.type_before_parametrizations(value)
+                return original.__new__, (original,), value.__dict__, None, None, _parametrize_again
             return super().reducer_override(value)
 
         def _number(self, storage: torch.UntypedStorage) -> int:
@@ -147,6 +151,17 @@ def _pickle_structure(file: BinaryIO, content: Any) -> list[torch.UntypedStorage
             "remove what cannot be pickled (locks, open files, generators) from the model"
         ) from error
     return pickler.storages
+
+
+def _parametrize_again(module: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Fill a module that computes some of its weights, such as by weight normalisation.
+
+    PyTorch gives each of them a class of its own, which refuses to be pickled.
+    """
+    module.__dict__.update(state)
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:
+        parametrize._inject_property(module, name)
 
 
 def _place_of(variable: Any) -> tuple[str, str] | None:

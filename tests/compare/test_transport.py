@@ -129,3 +129,17 @@ def test_a_model_that_has_shown_its_hidden_states_arrives(bert, tmp_path):
     got = read_parcel(write_parcel(tmp_path, "parcel", {"model": bert}))["model"]
 
     assert torch.equal(got(**inputs, output_hidden_states=True).start_logits, expected)
+
+
+def test_modules_that_compute_their_weights_are_sent(tmp_path):
+    """The positional convolution of Wav2Vec2 and HuBERT is normalised in this way."""
+    model = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(2, 3, 1), dim=2)).eval()
+    sent = read_parcel(write_parcel(tmp_path, "content", {"model": model, "again": model}))
+    inputs = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0))
+    assert sent["model"] is sent["again"]
+    assert torch.equal(sent["model"](inputs), model(inputs))
+    assert sent["model"].state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        sent["model"][0].parametrizations.weight.original0.mul_(2.0)
+    # Twice the norm is twice the weight, exactly; so the weight is still computed.
+    assert torch.equal(sent["model"][0].weight, 2 * model[0].weight)
