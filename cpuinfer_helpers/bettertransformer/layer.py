@@ -74,13 +74,14 @@ class FastEncoderLayer(torch.nn.Module):
         return self.original.filled(self.fast)
 
     def _compute(self, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
+        keep = valid_positions(mask, hidden.size(0), mask.shape[-1] if hidden.is_nested else hidden.shape[1])
         padding = None
-        if not hidden.is_nested:
-            keep = valid_positions(mask, hidden.shape[0], hidden.shape[1])
-            if keep is not None and torch._nested_tensor_from_mask_left_aligned(hidden, keep):
-                hidden = torch._nested_tensor_from_mask(hidden, keep, mask_check=False)
-            elif keep is not None:
-                padding = ~keep
+        if hidden.is_nested:
+            _refuse_other_lengths(hidden, keep)
+        elif keep is not None and torch._nested_tensor_from_mask_left_aligned(hidden, keep):
+            hidden = torch._nested_tensor_from_mask(hidden, keep, mask_check=False)
+        elif keep is not None:
+            padding = ~keep
         answer = self.fast(hidden, src_key_padding_mask=padding)
         if answer.is_nested and self.last:
             return answer.to_padded_tensor(0.0, (answer.size(0), mask.shape[-1], answer.size(2)))
@@ -100,6 +101,15 @@ class FastEncoderLayer(torch.nn.Module):
                 raise RecipeError(f"the fast path cannot take {name}, which the layers were given")
 
 
+def _refuse_other_lengths(hidden: torch.Tensor, keep: torch.Tensor | None) -> None:
+    """A model may give its layers different masks, such as local ones to some of them."""
+    lengths = hidden._nested_tensor_size()[:, 0]
+    if keep is None or not torch.equal(keep.sum(dim=1), lengths):
+        raise RecipeError(
+            "the layers were given different attention masks; the fast path takes one padding mask for all"
+        )
+
+
 def _same_as(layer: torch.nn.Module, parts: Parts) -> tuple[torch.nn.TransformerEncoderLayer, bool]:
     """The fast layer that gives the layer's own answers, and whether the layer returns a tuple.
 
@@ -108,7 +118,7 @@ def _same_as(layer: torch.nn.Module, parts: Parts) -> tuple[torch.nn.Transformer
     generator = torch.Generator().manual_seed(0)
     weight = parts.linears["query"].weight
     probes = [torch.randn(*shape, parts.width, generator=generator).to(weight.dtype) for shape in _PROBES]
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         expected = [_answer_of(layer, probe) for probe in probes]
         for norm_first in (False, True):
             fast = _fast_layer(parts, norm_first=norm_first)

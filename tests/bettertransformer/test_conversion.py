@@ -101,6 +101,12 @@ def test_copies_and_pickles_of_a_converted_model_work(pair):
         assert list(cpu.reverse_bettertransformer(other).state_dict()) == list(model.state_dict())
 
 
+def test_conversion_under_autocast_is_the_same(pair):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        converted = cpu.to_bettertransformer(pair[0])
+    check(pair[0], converted, make_inputs(padding=3))
+
+
 def test_what_the_fused_kernel_calls_is_counted(pair):
     from cpuinfer_helpers.bettertransformer import kernels_inside
 

@@ -12,6 +12,8 @@ from cpuinfer_helpers.errors import InputError, RecipeError
 from tests.bettertransformer.families import AUDIO, TEXT, make, make_wide_bert
 from tests.conftest import make_inputs
 
+PADDINGS_OF_SIX = [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
+
 
 @pytest.mark.parametrize(
     ("inputs", "reason"),
@@ -34,6 +36,20 @@ def test_a_mask_that_differs_from_query_to_query_is_refused(pair):
     mask = mask if transformers.__version__.startswith("4.") else mask[:, None]
     with pytest.raises(RecipeError, match="differs from query to query"):
         pair[1](**{**make_inputs(), "attention_mask": mask})
+
+
+def test_layers_with_different_masks_are_refused(pair):
+    first, second = pair[1].bert.encoder.layer
+    hidden = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    mask, other = torch.tensor(PADDINGS_OF_SIX), torch.tensor(PADDINGS_OF_SIX[::-1])
+    as_layers_return_it = first(hidden, mask[:, None, None].bool())
+    nested = as_layers_return_it[0] if isinstance(as_layers_return_it, tuple) else as_layers_return_it
+
+    assert nested.is_nested
+    second(nested, mask[:, None, None].bool())
+    for wrong in (other[:, None, None].bool(), torch.ones(2, 1, 1, 6, dtype=torch.bool)):
+        with pytest.raises(RecipeError, match="different attention masks"):
+            second(nested, wrong)
 
 
 def test_a_head_mask_is_refused_where_the_model_takes_one(pair):
