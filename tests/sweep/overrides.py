@@ -36,6 +36,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640, "image_size": 64},
     "esm": {"vocab_size": 128, "mask_token_id": 5, "pad_token_id": 0},
     "esmc": {"vocab_size": 128},
+    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1], "num_decoder_layers": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 8},
     "hgnet_v2": {

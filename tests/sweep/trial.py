@@ -61,15 +61,20 @@ def _trace(
 
     answers = [(call, expected) for call in calls(examples, model) if (expected := answer_or_none(model, call))]
     found: dict[str, Any] = {"checked": len(answers), "varies": varies(model, examples, example)}
-    traced = cpu.trace_model(model, example)
+    traced = cpu.trace_model(model, example, each_shape=True)
     if not traced.traced:
         return {**found, "outcome": REFUSED, "reason": traced.reason}
-    found |= {"how": str(traced.receipt.evidence.get("traced", "")), "verified": traced.receipt.verified}
+    found |= {"how": str(traced.receipt.evidence.get("no single trace", "")), "verified": traced.receipt.verified}
     for call, expected in answers:
         problem = differs(traced, call, expected)
         if problem:
             return {**found, **problem}
     shapes = getattr(traced, "shapes", ())
+    eager_shapes = getattr(traced, "eager_shapes", {})
+    if eager_shapes:
+        shape, why = next(iter(eager_shapes.items()))
+        reason = f"the eager model answers for {len(eager_shapes)} of {len(eager_shapes) + len(shapes)} shapes, {shape}: {why}"
+        return {**found, "outcome": REFUSED, "reason": reason}
     traced.save(folder / "saved")
     torch.save([(call.name, call.inputs, call.valid, expected) for call, expected in answers], folder / _FILE)
     return {**found, "outcome": RIGHT_BY_SHAPE if shapes else RIGHT, "traces": max(1, len(shapes))}
@@ -87,8 +92,22 @@ def load_and_check(folder: Path) -> dict[str, Any]:
     for name, inputs, valid, expected in torch.load(folder / _FILE, weights_only=True):
         problem = differs(traced, Call(name, inputs, valid), expected)
         if problem:
-            return {**problem, "outcome": f"{NOT_LOADED}", "reason": f"{problem['outcome']}: {problem['reason']}"}
-    return {}
+            return {"outcome": NOT_LOADED, "reason": f"{problem['outcome']}: {problem['reason']}"}
+    return {} if not getattr(traced, "shapes", ()) else _unknown_shape_is_refused(traced, inputs)
+
+
+def _unknown_shape_is_refused(traced: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Without the eager model, a shape that has no trace has to be refused by name."""
+    import cpuinfer_helpers as cpu
+
+    nine_rows = {name: tensor[:1].repeat(9, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
+    try:
+        traced(**nine_rows)
+    except cpu.InputError as error:
+        if traced.shapes[0] in str(error):
+            return {}
+        return {"outcome": NOT_LOADED, "reason": f"an unknown shape is refused without naming the others: {error}"}
+    return {"outcome": NOT_LOADED, "reason": "an unknown shape is answered"}
 
 
 def differs(traced: Any, call: Call, expected: Mapping[str, torch.Tensor]) -> dict[str, str] | None:

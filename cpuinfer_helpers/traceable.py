@@ -1,0 +1,95 @@
+"""Put operators that a trace cannot hold into a form that it can, while a model is traced."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from cpuinfer_helpers.errors import TraceError
+
+_SCATTERS = (torch.scatter, torch.Tensor.scatter, torch.Tensor.scatter_)
+
+
+@contextmanager
+def traceable_operators() -> Iterator[None]:
+    """Have what is traced inside written down as plain operators; everything is put back afterwards.
+
+    Three things that models do have no form in TorchScript:
+
+    * ``torch.autograd.Function``: its call becomes a call of Python, which can be neither saved nor run without Python
+      (Bloom's GELU, YOSO), or makes tracing fail (Reformer, masks that transformers 5 makes with ``vmap``). Without
+      gradients only its forward matters, so that is traced instead.
+    * ``scatter`` with a truth value, which TorchScript's signatures do not know: it gets a number.
+    * ``vmap``, with which transformers 5 makes some masks: a trace of it holds the batched tensors of that one call,
+      and running it has been seen to end the process. The same masks are made by broadcasting; whatever else calls
+      ``vmap`` is refused.
+
+    Raises
+    ------
+    TraceError
+        From inside, where the model uses ``vmap`` for something else.
+    """
+    replaced = [(torch.autograd.Function, "apply", classmethod(_forward_only))]
+    replaced += [(torch._C._functorch, "_vmap_increment_nesting", _refuse_vmap)]
+    masks = sys.modules.get("transformers.masking_utils")
+    if hasattr(masks, "_vmap_expansion_sdpa") and hasattr(masks, "_non_vmap_expansion_sdpa"):
+        replaced.append((masks, "_vmap_expansion_sdpa", _broadcast_mask))
+    before = [vars(owner)[name] for owner, name, _ in replaced]
+    for owner, name, value in replaced:
+        setattr(owner, name, value)
+    try:
+        with _Numbers():
+            yield
+    finally:
+        for (owner, name, _), value in zip(replaced, before, strict=True):
+            setattr(owner, name, value)
+
+
+class _Numbers(TorchFunctionMode):
+    """Hands numbers in place of truth values to the operators that have no signature for these."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SCATTERS:
+            args = tuple(int(value) if isinstance(value, bool) else value for value in args)
+            kwargs = {name: int(v) if isinstance(v, bool) else v for name, v in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def _forward_only(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """What ``function.apply`` computes, without what it would keep for gradients."""
+    if function.setup_context is not torch.autograd.Function.setup_context:
+        return function.forward(*args, **kwargs)
+    context = types.SimpleNamespace(
+        needs_input_grad=tuple(False for _ in args),
+        save_for_backward=_ignore,
+        save_for_forward=_ignore,
+        mark_dirty=_ignore,
+        mark_non_differentiable=_ignore,
+        set_materialize_grads=_ignore,
+        saved_tensors=(),
+    )
+    return function.forward(context, *args, **kwargs)
+
+
+def _broadcast_mask(mask_function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """What transformers' own expansion gives, a mask of batch x heads x queries x keys, without ``vmap``."""
+
+    def expanded(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        indices = sys.modules["transformers.masking_utils"]._non_vmap_expansion_sdpa(batch, head, query, key)
+        return mask_function(*indices).expand(batch.shape[0], head.shape[0], query.shape[0], key.shape[0])
+
+    return expanded
+
+
+def _refuse_vmap(*_: Any) -> None:
+    raise TraceError("the model calls torch.vmap, which a trace cannot hold")
+
+
+def _ignore(*_: Any) -> None:
+    return None
