@@ -13,13 +13,22 @@ from torch.overrides import TorchFunctionMode
 
 from cpuinfer_helpers.errors import TraceError
 
+_RANDOM = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.randn_like, torch.rand_like)
 _SCATTERS = (torch.scatter, torch.Tensor.scatter, torch.Tensor.scatter_)
 
 
 @contextmanager
-def traceable_operators() -> Iterator[None]:
+def traceable_operators(*, random_is_constant: bool = False) -> Iterator[None]:
     """Have what is traced inside written down as plain operators; everything is put back afterwards.
 
+    Parameters
+    ----------
+    random_is_constant
+        Hold random tensors as constants. For models that give the same answers under any seed because they set one
+        themselves (Reformer with ``hash_seed``): a trace would draw other numbers on each call.
+
+    Notes
+    -----
     Three things that models do have no form in TorchScript:
 
     * ``torch.autograd.Function``: its call becomes a call of Python, which can be neither saved nor run without Python
@@ -44,21 +53,37 @@ def traceable_operators() -> Iterator[None]:
     for owner, name, value in replaced:
         setattr(owner, name, value)
     try:
-        with _Numbers():
+        with _Replaced(random_is_constant):
             yield
     finally:
         for (owner, name, _), value in zip(replaced, before, strict=True):
             setattr(owner, name, value)
 
 
-class _Numbers(TorchFunctionMode):
-    """Hands numbers in place of truth values to the operators that have no signature for these."""
+class _Replaced(TorchFunctionMode):
+    """Numbers in place of truth values for the operators that have no signature for these; random constants."""
+
+    def __init__(self, random_is_constant: bool) -> None:
+        super().__init__()
+        self.random_is_constant = random_is_constant
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _SCATTERS:
             args = tuple(int(value) if isinstance(value, bool) else value for value in args)
             kwargs = {name: int(v) if isinstance(v, bool) else v for name, v in (kwargs or {}).items()}
+        elif self.random_is_constant and func in _RANDOM:
+            return _not_traced(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _not_traced(function: Any, args: Any, kwargs: Any) -> Any:
+    """Call a function so that the trace holds its value and not the call."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def _forward_only(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:

@@ -31,6 +31,7 @@ from cpuinfer_helpers.verification import (
     same_shape_variations,
     tolerance_for,
     verify,
+    with_padding,
 )
 
 __all__ = ["TracedModel", "frozen_trace", "trace_model"]
@@ -138,6 +139,7 @@ class _Job:
     freeze: bool
     verify: bool
     expected: dict[str, torch.Tensor]
+    padded: bool = False
     warnings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     seconds: float = 0.0
@@ -151,6 +153,8 @@ class _Job:
             "freeze": self.freeze,
             "verify": self.verify,
         }
+        if self.padded:
+            self.requested["traced with"] = "padding in the example"
 
     def run(self) -> TracedModel:
         self._refuse_wrong_order()
@@ -167,29 +171,51 @@ class _Job:
 
     def run_each_shape(self) -> TracedModel:
         """One trace if one is right everywhere, else one for each shape."""
-        try:
-            single = self.run()
+        reason = ""
+        for job in self._ways():
+            try:
+                single = job.run()
+            except TraceError as error:
+                if not self.verify:
+                    raise
+                reason = reason or str(error)
+                continue
             if not single.fixed_sizes:
                 return single
             reason = single.receipt.evidence["sizes"]
-        except TraceError as error:
-            if not self.verify:
-                raise
-            reason = str(error)
+            break
+        return self._by_shape(reason)
+
+    def _by_shape(self, reason: str) -> TracedEachShape:
         self._refuse_wrong_order()
         self._refuse_random_answers()
-        logger.info("%s gets a trace for each shape, because of a single one %s", type(self.model).__name__, reason)
-        trace = self.at_shape()
+        trace = self._first_right_at_shape()
         shape = tuple(tensor.shape for tensor in self.inputs.tensors.values())
         receipt = self._receipt(trace.module, trace.spec)
         return TracedEachShape(
             traces={shape: trace},
-            make=lambda tensors: self._again(tensors).at_shape(),
+            make=lambda tensors: self._again(tensors)._first_right_at_shape(),
             inputs=self.inputs,
             receipt=replace(receipt, evidence={"no single trace": reason}),
             model=self.model,
             config=_config(self.model),
         )
+
+    def _ways(self) -> Iterator[_Job]:
+        """This job, and the same with padding in what is traced, for models that look whether there is any."""
+        yield self
+        if with_padding(_config(self.model), self.inputs.tensors) is not None:
+            yield replace(self, padded=True)
+
+    def _first_right_at_shape(self) -> ShapeTrace:
+        """The first of the ways to trace that is right at this shape; the first one's error if none is."""
+        failed: list[TraceError] = []
+        for job in self._ways():
+            try:
+                return job.at_shape()
+            except TraceError as error:
+                failed.append(error)
+        raise failed[0]
 
     def at_shape(self) -> ShapeTrace:
         """A trace that gives the model's answers on inputs of the shape of these, whatever else is in them."""
@@ -209,7 +235,9 @@ class _Job:
 
     def _compare(self, traced: TracedModel, planned: Iterable[Variation] | None = None) -> None:
         config, example = _config(self.model), self.inputs.tensors
-        self.checks = verify(lambda i: traced(**i), self._reference, config, example, planned=planned)
+        self.checks = verify(
+            lambda tensors: traced(**tensors), self._reference, config, example, planned=planned, other_seeds=True
+        )
 
     def _look_far(self, traced: TracedModel) -> None:
         """Check sizes far from the example's; a trace that is wrong on other images only is kept for its own size."""
@@ -233,14 +261,15 @@ class _Job:
         return self._result(None, None, self._receipt(None, None, reason))
 
     def _trace(self, adapter: NamedInputs) -> torch.jit.ScriptModule:
-        by_name = {"example_kwarg_inputs": self.inputs.tensors}
-        by_position = {"example_inputs": tuple(self.inputs.tensors.values())}
+        tensors = with_padding(_config(self.model), self.inputs.tensors) if self.padded else self.inputs.tensors
+        by_name = {"example_kwarg_inputs": tensors}
+        by_position = {"example_inputs": tuple(tensors.values())}
         arguments = by_position if self.input_style == "tuple" else by_name
         recorded: list[str] = []
         started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
-                with traceable_operators():
+                with traceable_operators(random_is_constant=self.verify):
                     module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
                 if self.freeze:
                     module = torch.jit.freeze(module)

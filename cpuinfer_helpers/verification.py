@@ -157,6 +157,18 @@ def same_shape_variations(config: Any, given: Tensors) -> Iterator[Variation]:
     yield shapes.padded("no padding", *size, counts=[shapes.length] * shapes.batch)
 
 
+def with_padding(config: Any, example: Tensors) -> dict[str, torch.Tensor] | None:
+    """The example with its last token padded, where none is; None if it has padding, or nothing may be padded.
+
+    Models that look whether there is any padding take their general path then.
+    """
+    shapes = _Shapes(config, example)
+    if not shapes.has_mask or shapes.length < 3 or not bool(example["attention_mask"].all()):
+        return None
+    counts = [shapes.length] * (shapes.batch - 1) + [shapes.length - 1]
+    return shapes.padded("", shapes.batch, shapes.length, counts=counts).inputs
+
+
 def verify(
     answer: Answer,
     reference: Answer,
@@ -165,6 +177,7 @@ def verify(
     *,
     precision: str | None = None,
     planned: Iterable[Variation] | None = None,
+    other_seeds: bool = False,
 ) -> tuple[Check, ...]:
     """Compare a prepared model with its model on every variation, three calls each; stop at the first that fails.
 
@@ -181,6 +194,8 @@ def verify(
         reference's own dtype unless given.
     planned
         Other variations than those of :func:`variations`.
+    other_seeds
+        Ask the prepared model under another random seed on each call, for models whose answers no seed changes.
 
     Returns
     -------
@@ -191,13 +206,13 @@ def verify(
     inputs = list(variations(config, example) if planned is None else planned)
     checks: list[Check] = []
     for variation in tqdm(inputs, desc="verifying", leave=False, delay=2.0):
-        checks.append(_check(variation, answer, reference, precision))
+        checks.append(_check(variation, answer, reference, precision, other_seeds))
         if checks[-1].passed is False:
             break
     return tuple(checks)
 
 
-def _check(variation: Variation, answer: Answer, reference: Answer, precision: str | None) -> Check:
+def _check(variation: Variation, answer: Answer, reference: Answer, precision: str | None, other_seeds: bool) -> Check:
     if variation.inputs is None:
         return Check(variation.name, "", None, note=variation.note)
     shape = shape_text(variation.inputs)
@@ -208,7 +223,7 @@ def _check(variation: Variation, answer: Answer, reference: Answer, precision: s
     worst = Check(variation.name, shape, True)
     for call in range(1, CALLS_PER_CHECK + 1):
         try:
-            seen = run_seeded(answer, variation.inputs)
+            seen = run_seeded(answer, variation.inputs, seed=call if other_seeds else 0)
         except Exception as error:  # a trace fails with whatever its operators raise
             return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
         worst = compare_answers(worst, expected, seen, variation.valid, precision)
