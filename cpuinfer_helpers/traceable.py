@@ -14,11 +14,13 @@ from torch.overrides import TorchFunctionMode
 from cpuinfer_helpers.errors import TraceError
 
 _RANDOM = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.randn_like, torch.rand_like)
+_FROM_NUMBERS = (torch.tensor, torch.as_tensor)
+_NONZERO = (torch.nonzero, torch.Tensor.nonzero)
 _SCATTERS = (torch.scatter, torch.Tensor.scatter, torch.Tensor.scatter_)
 
 
 @contextmanager
-def traceable_operators(*, random_is_constant: bool = False) -> Iterator[None]:
+def traceable_operators(*, random_is_constant: bool = False, experts: int | None = None) -> Iterator[None]:
     """Have what is traced inside written down as plain operators; everything is put back afterwards.
 
     Parameters
@@ -26,15 +28,21 @@ def traceable_operators(*, random_is_constant: bool = False) -> Iterator[None]:
     random_is_constant
         Hold random tensors as constants. For models that give the same answers under any seed because they set one
         themselves (Reformer with ``hash_seed``): a trace would draw other numbers on each call.
+    experts
+        Number of experts of a mixture: a loop over those that the tokens have hit, ``for expert in hit.nonzero()``,
+        goes over all of them; one that no token has hit adds nothing. A trace holds the loop for its own example.
 
     Notes
     -----
-    Three things that models do have no form in TorchScript:
+    Some things that models do have no form in TorchScript:
 
     * ``torch.autograd.Function``: its call becomes a call of Python, which can be neither saved nor run without Python
       (Bloom's GELU, YOSO), or makes tracing fail (Reformer, masks that transformers 5 makes with ``vmap``). Without
       gradients only its forward matters, so that is traced instead.
     * ``scatter`` with a truth value, which TorchScript's signatures do not know: it gets a number.
+    * ``tolist`` of whole numbers, which become constants of the trace: it gets a list of traced numbers, which
+      operators take as sizes (JetMoE's tokens of each expert, X-MOD's rows of each language).
+    * ``tensor`` and ``as_tensor`` of traced sizes, which become constants: the sizes are stacked (TAPAS).
     * ``vmap``, with which transformers 5 makes some masks: a trace of it holds the batched tensors of that one call,
       and running it has been seen to end the process. The same masks are made by broadcasting; whatever else calls
       ``vmap`` is refused.
@@ -53,7 +61,7 @@ def traceable_operators(*, random_is_constant: bool = False) -> Iterator[None]:
     for owner, name, value in replaced:
         setattr(owner, name, value)
     try:
-        with _Replaced(random_is_constant):
+        with _Replaced(random_is_constant, experts):
             yield
     finally:
         for (owner, name, _), value in zip(replaced, before, strict=True):
@@ -61,10 +69,11 @@ def traceable_operators(*, random_is_constant: bool = False) -> Iterator[None]:
 
 
 class _Replaced(TorchFunctionMode):
-    """Numbers in place of truth values for the operators that have no signature for these; random constants."""
+    """Hands other values to some operators, or takes their place; see :func:`traceable_operators`."""
 
-    def __init__(self, random_is_constant: bool) -> None:
+    def __init__(self, random_is_constant: bool, experts: int | None) -> None:
         super().__init__()
+        self.experts = experts
         self.random_is_constant = random_is_constant
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,7 +82,27 @@ class _Replaced(TorchFunctionMode):
             kwargs = {name: int(v) if isinstance(v, bool) else v for name, v in (kwargs or {}).items()}
         elif self.random_is_constant and func in _RANDOM:
             return _not_traced(func, args, kwargs or {})
+        elif func is torch.Tensor.tolist and _is_list_of_sizes(args[0]):
+            return list(args[0].unbind())
+        elif func in _FROM_NUMBERS and _holds_traced(args[0]):
+            stacked = torch.stack([torch.as_tensor(number) for number in args[0]])
+            return stacked.to((kwargs or {}).get("dtype") or stacked.dtype)
+        elif func in _NONZERO and args[0].dtype == torch.bool and args[0].shape == (self.experts,):
+            every = _not_traced(torch.arange, (self.experts,), {})
+            return (every,) if (kwargs or {}).get("as_tuple") else every[:, None]
         return func(*args, **(kwargs or {}))
+
+
+def _is_list_of_sizes(tensor: torch.Tensor) -> bool:
+    return torch.jit.is_tracing() and tensor.dim() == 1 and tensor.dtype in (torch.int32, torch.int64)
+
+
+def _holds_traced(numbers: Any) -> bool:
+    return (
+        torch.jit.is_tracing()
+        and isinstance(numbers, (list, tuple))
+        and any(isinstance(number, torch.Tensor) and number.dim() == 0 for number in numbers)
+    )
 
 
 def _not_traced(function: Any, args: Any, kwargs: Any) -> Any:
@@ -84,6 +113,36 @@ def _not_traced(function: Any, args: Any, kwargs: Any) -> Any:
         return function(*args, **kwargs)
     finally:
         torch._C._set_tracing_state(state)
+
+
+def number_of_experts(model: torch.nn.Module) -> int | None:
+    """How many experts a transformers model's configuration says that each of its mixtures has; None if none."""
+    config = getattr(model, "config", None)
+    numbers = (getattr(config, name, None) for name in ("num_local_experts", "num_experts"))
+    return next((number for number in numbers if isinstance(number, int)), None)
+
+
+def without_loops_over_experts(model: torch.nn.Module) -> bool:
+    """Have a mixture of experts compute in one operator, where it loops over the experts that its tokens have hit.
+
+    A trace holds the loop for the experts of its example. Transformers 5 has operators for it; what they answer differs
+    by the order of additions.
+
+    Parameters
+    ----------
+    model
+        A copy: it is changed.
+
+    Returns
+    -------
+    bool
+        Whether there was such a loop and it is replaced.
+    """
+    looping = getattr(getattr(model, "config", None), "_experts_implementation", None) == "eager"
+    if looping and hasattr(model, "set_experts_implementation") and model._can_set_experts_implementation():
+        model.set_experts_implementation("batched_mm")
+        return True
+    return False
 
 
 def _forward_only(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:

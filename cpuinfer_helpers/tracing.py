@@ -21,7 +21,7 @@ from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
-from cpuinfer_helpers.traceable import traceable_operators
+from cpuinfer_helpers.traceable import number_of_experts, traceable_operators, without_loops_over_experts
 from cpuinfer_helpers.traced_model import TracedModel
 from cpuinfer_helpers.verification import (
     Variation,
@@ -123,7 +123,7 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
     recorded: list[str] = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
-        with traceable_operators():
+        with traceable_operators(experts=number_of_experts(model)):
             module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
         module = torch.jit.freeze(module)
     return module, tuple(dict.fromkeys(recorded))
@@ -159,7 +159,7 @@ class _Job:
     def run(self) -> TracedModel:
         self._refuse_wrong_order()
         self._refuse_random_answers()
-        adapter = named_inputs(untouched(self.model), self.inputs)
+        adapter = named_inputs(self._traceable(), self.inputs)
         module = self._trace(adapter)
         traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec))
         if self.verify:
@@ -219,7 +219,7 @@ class _Job:
 
     def at_shape(self) -> ShapeTrace:
         """A trace that gives the model's answers on inputs of the shape of these, whatever else is in them."""
-        adapter = named_inputs(untouched(self.model), self.inputs)
+        adapter = named_inputs(self._traceable(), self.inputs)
         module = self._trace(adapter)
         # What runs was looked at in the first trace; this is made while somebody waits for an answer.
         traced = self._result(module, adapter.spec, Receipt(self.requested, script_module=True))
@@ -260,6 +260,13 @@ class _Job:
     def fallback(self, reason: str) -> TracedModel:
         return self._result(None, None, self._receipt(None, None, reason))
 
+    def _traceable(self) -> torch.nn.Module:
+        """A copy of the model to trace, so that nothing that tracing does to it lasts."""
+        model = untouched(self.model)
+        if model is not self.model and without_loops_over_experts(model):
+            self.requested["experts"] = "in one operator, not in a loop"
+        return model
+
     def _trace(self, adapter: NamedInputs) -> torch.jit.ScriptModule:
         tensors = with_padding(_config(self.model), self.inputs.tensors) if self.padded else self.inputs.tensors
         by_name = {"example_kwarg_inputs": tensors}
@@ -269,7 +276,8 @@ class _Job:
         started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
-                with traceable_operators(random_is_constant=self.verify):
+                experts = number_of_experts(self.model)
+                with traceable_operators(random_is_constant=self.verify, experts=experts):
                     module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
                 if self.freeze:
                     module = torch.jit.freeze(module)

@@ -12,6 +12,7 @@ _DEEPSEEK = {**_MISTRAL_4, "n_group": 1, "topk_group": 1, "head_dim": 8, "num_ke
 _PERCEIVER = {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2, "num_blocks": 1}
 _HYBRID = {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 8}
 _SWIN = {"image_size": 32, "patch_size": 4, "window_size": 4, "depths": [2, 2], "num_heads": [2, 4], "embed_dim": 16}
+_QWEN_3 = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
 _RESNET_V2 = {"hidden_sizes": [32, 32, 64, 64], "embedding_size": 32, "num_groups": 8}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -21,7 +22,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral4": _MISTRAL_4 | {"n_group": 1, "topk_group": 1, "num_key_value_heads": 4, "head_dim": 16},
     "bit": _RESNET_V2,
     "bros": {"dim_bbox": 8, "hidden_size": 64, "num_attention_heads": 4},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_hidden_layers": 2,
+        "rope_parameters": dict.fromkeys(
+            ("sliding_attention", "full_attention"), {"rope_type": "default", "rope_theta": 10000.0}
+        ),
+    },
     "donut-swin": _SWIN,
     "swin": _SWIN,
     "swinv2": _SWIN,
@@ -50,6 +57,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hiera": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2, "num_experts": 4},
+    # Transformers 4.52 takes the root of the size of a head as a whole number, but not while it is traced.
+    "imagegpt": {"n_head": 2},
     "jamba": _HYBRID | {"expert_layer_period": 2, "expert_layer_offset": 1, "num_hidden_layers": 4},
     "layoutlmv3": {"input_size": 32, "patch_size": 8, "coordinate_size": 6, "shape_size": 4},
     "ministral": {"head_dim": 8},
@@ -72,6 +81,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "image_size": 56,
         "num_cross_attention_heads": 1,
     },
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text"), _QWEN_3),
+    "qwen3_5": {"text_config": _QWEN_3},
     "reformer": {
         "axial_pos_shape": [8, 20],
         "axial_pos_embds_dim": [8, 24],
@@ -98,7 +109,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "wav2vec2-bert": {"feature_projection_input_dim": 16},
     "whisper": {"max_source_positions": 30, "num_mel_bins": 16, "max_target_positions": 20},
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
-    "zamba": _HYBRID | {"num_hidden_layers": 4, "mamba_dt_rank": 4},
+    "zamba": _HYBRID | {"num_hidden_layers": 5, "mamba_dt_rank": 4},
     "zamba2": {
         "num_hidden_layers": 4,
         "layers_block_type": ["mamba", "mamba", "hybrid", "mamba"],
