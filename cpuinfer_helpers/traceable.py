@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._functorch.vmap
 from torch.overrides import TorchFunctionMode
 
 from cpuinfer_helpers.errors import TraceError
@@ -53,7 +54,7 @@ def traceable_operators(*, random_is_constant: bool = False, experts: int | None
         From inside, where the model uses ``vmap`` for something else.
     """
     replaced = [(torch.autograd.Function, "apply", classmethod(_forward_only))]
-    replaced += [(torch._C._functorch, "_vmap_increment_nesting", _refuse_vmap)]
+    replaced += [(torch._functorch.vmap, "_flat_vmap", _refuse_vmap)]
     masks = sys.modules.get("transformers.masking_utils")
     if hasattr(masks, "_vmap_expansion_sdpa") and hasattr(masks, "_non_vmap_expansion_sdpa"):
         replaced.append((masks, "_vmap_expansion_sdpa", _broadcast_mask))
@@ -171,7 +172,7 @@ def _broadcast_mask(mask_function: Callable[..., torch.Tensor]) -> Callable[...,
     return expanded
 
 
-def _refuse_vmap(*_: Any) -> None:
+def _refuse_vmap(*_: Any, **__: Any) -> None:
     raise TraceError("the model calls torch.vmap, which a trace cannot hold")
 
 

@@ -42,7 +42,7 @@ class Call:
 
 
 def trace_and_check(case: Case, folder: Path) -> dict[str, Any]:
-    """Trace one class, check the trace on other inputs, and save it with the eager answers for :func:`load_and_check`."""
+    """Trace one class, check it on other inputs, and save it with the eager answers for :func:`load_and_check`."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         model = tiny_model(case.model_class(), case.family)
@@ -73,7 +73,8 @@ def _trace(
     eager_shapes = getattr(traced, "eager_shapes", {})
     if eager_shapes:
         shape, why = next(iter(eager_shapes.items()))
-        reason = f"the eager model answers for {len(eager_shapes)} of {len(eager_shapes) + len(shapes)} shapes, {shape}: {why}"
+        counted = f"{len(eager_shapes)} of {len(eager_shapes) + len(shapes)} shapes"
+        reason = f"the eager model answers for {counted}, {shape}: {why}"
         return {**found, "outcome": REFUSED, "reason": reason}
     traced.save(folder / "saved")
     torch.save([(call.name, call.inputs, call.valid, expected) for call, expected in answers], folder / _FILE)
