@@ -169,7 +169,7 @@ def test_saved_with_all_its_shapes_and_loaded_without_the_model(tmp_path):
     with pytest.raises(cpu.InputError, match="no trace for 4 x 9, only for 1 x 5, 2 x 12"):
         loaded(**batch(4, 9))
     loaded.save(tmp_path / "saved")
-    assert cpu.TracedModel.load(tmp_path / "saved").shapes == traced.shapes
+    assert set(cpu.TracedModel.load(tmp_path / "saved").shapes) == set(traced.shapes)
 
 
 def test_a_changed_probe_of_any_shape_is_noticed(tmp_path):

@@ -12,6 +12,7 @@ _DEEPSEEK = {**_MISTRAL_4, "n_group": 1, "topk_group": 1, "head_dim": 8, "num_ke
 _PERCEIVER = {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2, "num_blocks": 1}
 _HYBRID = {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 8}
 _SWIN = {"image_size": 32, "patch_size": 4, "window_size": 4, "depths": [2, 2], "num_heads": [2, 4], "embed_dim": 16}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _QWEN_3 = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
 _RESNET_V2 = {"hidden_sizes": [32, 32, 64, 64], "embedding_size": 32, "num_groups": 8}
 
@@ -25,9 +26,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
         "num_hidden_layers": 2,
-        "rope_parameters": dict.fromkeys(
-            ("sliding_attention", "full_attention"), {"rope_type": "default", "rope_theta": 10000.0}
-        ),
+        "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
     },
     "donut-swin": _SWIN,
     "swin": _SWIN,
@@ -59,7 +58,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2, "num_experts": 4},
     # Transformers 4.52 takes the root of the size of a head as a whole number, but not while it is traced.
     "imagegpt": {"n_head": 2},
-    "jamba": _HYBRID | {"expert_layer_period": 2, "expert_layer_offset": 1, "num_hidden_layers": 4},
+    "jamba": _HYBRID | {"expert_layer_period": 2, "expert_layer_offset": 1, "num_hidden_layers": 2},
     "layoutlmv3": {"input_size": 32, "patch_size": 8, "coordinate_size": 6, "shape_size": 4},
     "ministral": {"head_dim": 8},
     "lilt": {"hidden_size": 48, "max_2d_position_embeddings": 1024},
@@ -111,8 +110,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
     "zamba": _HYBRID | {"num_hidden_layers": 5, "mamba_dt_rank": 4},
     "zamba2": {
-        "num_hidden_layers": 4,
-        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba"],
+        "num_hidden_layers": 2,
+        "layers_block_type": ["mamba", "hybrid"],
         "n_mamba_heads": 8,
         "mamba_d_state": 8,
         "mamba_headdim": 8,

@@ -19,7 +19,7 @@ from typing import Any
 from sweep.classes import Case
 from sweep.trial import NOT_LOADED, STOPPED, load_and_check, trace_and_check
 
-SECONDS = 90
+SECONDS = 180
 MEGABYTES = 3000
 _INTERVAL = 0.05
 
