@@ -4,7 +4,7 @@
 
 START = sh tools/start.sh
 
-.PHONY: help lab test run bench bench-trainer test-current doctor clean
+.PHONY: help lab test run bench bench-trainer sweep sweep-current test-current doctor clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,7 +13,9 @@ help:
 	@echo "make run           run every notebook at full size and write readable pages to build/"
 	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, model families, answers (an hour)"
 	@echo "make bench-trainer the whole run_qa flow, transformers' own Trainer against ours (ten minutes)"
+	@echo "make sweep         every architecture that transformers has for five tasks: traced and right, or refused and why (minutes)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
+	@echo "make sweep-current the same as make sweep, on the current stack"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"
 	@echo "PYTHON=python3.12  after any of them: the Python to build the environment with (3.10 to 3.13)"
@@ -32,6 +34,12 @@ bench:
 
 bench-trainer:
 	@$(START) guide tools/bench_trainer.py
+
+sweep:
+	@$(START) guide tools/sweep.py
+
+sweep-current:
+	@$(START) current tools/sweep.py
 
 test-current:
 	@$(START) current tools/check.py

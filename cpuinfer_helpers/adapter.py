@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.outputs import OutputSpec, take_apart
 from cpuinfer_helpers.signature import BoundInputs, argument_names
@@ -66,7 +67,7 @@ def eager_answers(model: torch.nn.Module, inputs: BoundInputs) -> dict[str, torc
         If the model cannot run them.
     """
     try:
-        return run_seeded(lambda tensors: model(**tensors, **inputs.constants), inputs.tensors)
+        return run_seeded(lambda tensors: untouched(model)(**tensors, **inputs.constants), inputs.tensors)
     except TraceError:
         return {}
     except Exception as error:  # the user's model and inputs may fail in any way; the message carries it

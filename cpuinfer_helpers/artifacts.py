@@ -111,6 +111,12 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
     return manifest
 
 
+def kind_of(directory: str | os.PathLike[str]) -> str | None:
+    """The kind that a folder's manifest names; nothing else of it is looked at."""
+    kind = _load_manifest(Path(directory).expanduser()).get("kind")
+    return kind if isinstance(kind, str) else None
+
+
 def sha256(path: Path) -> str:
     """The file's sha256 as a hexadecimal text."""
     digest = hashlib.sha256()

@@ -3,242 +3,43 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.adapter import NamedInputs, eager_answers, named_inputs
-from cpuinfer_helpers.artifacts import MODULE_FILE, new_artifact, read_manifest
-from cpuinfer_helpers.display import Displayed, Table
-from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
+from cpuinfer_helpers.copies import untouched
+from cpuinfer_helpers.each_shape import ShapeTrace, TracedEachShape
+from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
-from cpuinfer_helpers.outputs import OutputSpec, builder
+from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
-from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
+from cpuinfer_helpers.traceable import number_of_experts, traceable_operators, without_loops_over_experts
+from cpuinfer_helpers.traced_model import TracedModel
 from cpuinfer_helpers.verification import (
-    CALLS_PER_CHECK,
+    Variation,
+    far_variations,
     largest_error,
     run_seeded,
+    same_shape_variations,
     tolerance_for,
     verify,
+    with_padding,
 )
+
+__all__ = ["TracedModel", "frozen_trace", "trace_model"]
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-_KIND = "cpuinfer-traced-model"
-_FORMAT_VERSION = 1
-_PROBE_FILE = "probe.safetensors"
 _INPUT_STYLES = ("kwargs", "tuple")
 _ON_FAILURE = ("fallback", "raise")
-
-
-class TracedModel(Displayed):
-    """A traced model, or the eager model that answers in its place; made by :func:`trace_model` and :meth:`load`.
-
-    Call it with the keyword inputs that it was traced with; it returns the model's own output class, without gradients.
-
-    Attributes
-    ----------
-    module : torch.jit.ScriptModule or None
-        The traced module. It takes the same tensors by name and returns a dictionary of tensors. None after a fallback.
-    reason : str or None
-        Why the eager model answers; None if the trace does.
-    receipt : Receipt
-        What was requested and what was seen.
-    config
-        The model's configuration, as ``model.config``; None for models without one and after :meth:`load`.
-    """
-
-    def __init__(
-        self,
-        *,
-        module: torch.jit.ScriptModule | None,
-        model: torch.nn.Module | None,
-        inputs: BoundInputs,
-        spec: OutputSpec | None,
-        receipt: Receipt,
-        probe: Mapping[str, torch.Tensor],
-        config: Any = None,
-    ) -> None:
-        self.module = module
-        self.receipt = receipt
-        self.config = config
-        self._model = model
-        self._inputs = inputs
-        self._names = inputs.tensors.keys()
-        self._positional = receipt.requested.get("input_style") == "tuple"
-        self._spec = spec
-        self._build = builder(spec) if spec else None
-        self._probe = probe
-
-    @property
-    def traced(self) -> bool:
-        """Whether calls run the traced module."""
-        return self.module is not None
-
-    @property
-    def reason(self) -> str | None:
-        """Why the eager model answers, or None."""
-        return self.receipt.reason
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the tensors that a call takes, in the order of the trace."""
-        return tuple(self._names)
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Run the model.
-
-        Parameters
-        ----------
-        **inputs
-            The tensors that it was traced with, by name, in any batch size and length that the model takes.
-
-        Returns
-        -------
-        The model's own output class.
-
-        Raises
-        ------
-        InputError
-            If an input is missing, is not one of the trace's, or is a constant with another value than the traced one.
-        """
-        if self.module is None:
-            with torch.no_grad():
-                return self._model(**{**self._inputs.constants, **inputs})
-        if inputs.keys() != self._names:
-            inputs = self._inputs.only_tensors(inputs)
-        with torch.no_grad():
-            if self._positional:
-                return self._build(self.module(*(inputs[name] for name in self._names)))
-            return self._build(self.module(**inputs))
-
-    def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the trace, its manifest and a probe to a folder, whole or not at all.
-
-        The probe is the example with the model's own answers: :meth:`load` runs it before anybody else does.
-
-        Parameters
-        ----------
-        directory
-            The folder to make. A trace saved there before is replaced; a folder of anything else is refused.
-
-        Returns
-        -------
-        Path
-            The folder.
-
-        Raises
-        ------
-        ArtifactError
-            If nothing was traced, or the folder holds something else or cannot be written.
-
-        Notes
-        -----
-        Needs memory for another copy of the weights meanwhile.
-        """
-        if self.module is None:
-            raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
-        manifest = {
-            "format_version": _FORMAT_VERSION,
-            "versions": installed_versions(),
-            "isa": list(detect_isa()),
-            "inputs": {name: _schema(tensor) for name, tensor in self._inputs.tensors.items()},
-            "constants": self._inputs.constants,
-            "output": self._spec.to_dict(),
-            "receipt": self.receipt.to_dict(),
-        }
-        with new_artifact(directory, _KIND, manifest) as folder:
-            write_module(self.module, folder / MODULE_FILE)
-            write_named_tensors(self._probe, folder / _PROBE_FILE)
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedModel:
-        """Read a folder that :meth:`save` wrote.
-
-        The manifest and the sha256 of every file are checked before anything is deserialised. The sums tell of damage,
-        not of malice: load only folders that come from someone you trust.
-
-        Parameters
-        ----------
-        directory
-            The folder.
-        verify
-            Run the probe three times and compare with the answers that the eager model gave when it was traced.
-
-        Returns
-        -------
-        TracedModel
-
-        Raises
-        ------
-        ArtifactError
-            If the folder is damaged or of another kind, or the probe's answers differ.
-        """
-        manifest = read_manifest(directory, _KIND, _FORMAT_VERSION)
-        folder = os.fspath(directory)
-        try:
-            _warn_of_other_versions(manifest, folder)
-            loaded = cls._from_manifest(manifest, folder)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
-        if verify:
-            loaded._run_probe(folder)
-        return loaded
-
-    @classmethod
-    def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
-        probe = read_named_tensors(os.path.join(folder, _PROBE_FILE))
-        inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
-        module = read_module(os.path.join(folder, MODULE_FILE))
-        return cls(
-            module=module,
-            model=None,
-            inputs=BoundInputs(inputs, manifest["constants"]),
-            spec=OutputSpec.from_dict(manifest["output"]),
-            receipt=Receipt.from_dict(manifest["receipt"]),
-            probe=probe,
-        )
-
-    def __str__(self) -> str:
-        name = self.receipt.requested.get("model", "model")
-        if not self.traced:
-            return f"{name}: NOT traced, the eager model answers, because {self.reason}"
-        how = "traced and frozen" if self.receipt.frozen else "traced"
-        checked = "verified" if self.receipt.verified else "not verified"
-        return f"{name}: {how}, {checked} ({self.receipt.checks_summary()}), takes {', '.join(self.input_names)}"
-
-    def table(self) -> Table:
-        """The receipt's table."""
-        return self.receipt.table()
-
-    def _run_probe(self, folder: str) -> None:
-        expected = {name.removeprefix("output."): t for name, t in self._probe.items() if name.startswith("output.")}
-        for call in range(1, CALLS_PER_CHECK + 1):
-            try:
-                seen = run_seeded(lambda inputs: self(**inputs), self._inputs.tensors)
-            except Exception as error:  # with a changed manifest it may be put together in any wrong way
-                raise ArtifactError(f"{folder}: the loaded trace fails on call {call}: {first_line(error)}") from error
-            missing = [name for name in expected if name not in seen]
-            if missing or not expected:
-                raise ArtifactError(f"{folder}: the probe does not fit the module, which returns {', '.join(seen)}")
-            for name, wanted in expected.items():
-                error_size, tolerance = largest_error(wanted, seen[name]), tolerance_for(wanted)
-                if not error_size <= tolerance:
-                    raise ArtifactError(
-                        f"{folder}: on call {call} {name} differs from the model's by {error_size:.1e} "
-                        f"(tolerance {tolerance:.1e}); trace and save the model again with the versions installed here"
-                    )
 
 
 def trace_model(
@@ -249,6 +50,7 @@ def trace_model(
     freeze: bool = True,
     verify: bool = True,
     on_failure: str = "fallback",
+    each_shape: bool = False,
 ) -> TracedModel:
     """Trace a model and prove that the trace gives the model's answers.
 
@@ -270,6 +72,9 @@ def trace_model(
         tokens under the padding, three calls each.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a TraceError.
+    each_shape
+        Where no single trace gives the model's answers at every shape: make one for each shape, when it is first
+        called with it, and verify it before it answers. The eager model stays in memory for that.
 
     Returns
     -------
@@ -297,7 +102,7 @@ def trace_model(
     expected = eager_answers(model, inputs)
     job = _Job(model, inputs, input_style, freeze, verify, expected)
     try:
-        return job.run()
+        return job.run_each_shape() if each_shape else job.run()
     except TraceError as error:
         if on_failure == "raise":
             raise
@@ -318,7 +123,8 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
     recorded: list[str] = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
-        module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
+        with traceable_operators(experts=number_of_experts(model)):
+            module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
         module = torch.jit.freeze(module)
     return module, tuple(dict.fromkeys(recorded))
 
@@ -333,6 +139,7 @@ class _Job:
     freeze: bool
     verify: bool
     expected: dict[str, torch.Tensor]
+    padded: bool = False
     warnings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     seconds: float = 0.0
@@ -346,31 +153,132 @@ class _Job:
             "freeze": self.freeze,
             "verify": self.verify,
         }
+        if self.padded:
+            self.requested["traced with"] = "padding in the example"
 
     def run(self) -> TracedModel:
         self._refuse_wrong_order()
         self._refuse_random_answers()
-        adapter = named_inputs(self.model, self.inputs)
+        adapter = named_inputs(self._traceable(), self.inputs)
         module = self._trace(adapter)
         traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec))
         if self.verify:
-            self.checks = verify(lambda i: traced(**i), self._reference, _config(self.model), self.inputs.tensors)
+            self._compare(traced)
             self._refuse_differences()
             traced.receipt = replace(traced.receipt, checks=self.checks)
+            self._look_far(traced)
         return traced
+
+    def run_each_shape(self) -> TracedModel:
+        """One trace if one is right everywhere, else one for each shape."""
+        reason = ""
+        for job in self._ways():
+            try:
+                single = job.run()
+            except TraceError as error:
+                if not self.verify:
+                    raise
+                reason = reason or str(error)
+                continue
+            if not single.fixed_sizes:
+                return single
+            reason = single.receipt.evidence["sizes"]
+            break
+        return self._by_shape(reason)
+
+    def _by_shape(self, reason: str) -> TracedEachShape:
+        self._refuse_wrong_order()
+        self._refuse_random_answers()
+        trace = self._first_right_at_shape()
+        shape = tuple(tensor.shape for tensor in self.inputs.tensors.values())
+        receipt = self._receipt(trace.module, trace.spec)
+        return TracedEachShape(
+            traces={shape: trace},
+            make=lambda tensors: self._again(tensors)._first_right_at_shape(),
+            inputs=self.inputs,
+            receipt=replace(receipt, evidence={"no single trace": reason}),
+            model=self.model,
+            config=_config(self.model),
+        )
+
+    def _ways(self) -> Iterator[_Job]:
+        """This job, and the same with padding in what is traced, for models that look whether there is any."""
+        yield self
+        if with_padding(_config(self.model), self.inputs.tensors) is not None:
+            yield replace(self, padded=True)
+
+    def _first_right_at_shape(self) -> ShapeTrace:
+        """The first of the ways to trace that is right at this shape; the first one's error if none is."""
+        failed: list[TraceError] = []
+        for job in self._ways():
+            try:
+                return job.at_shape()
+            except TraceError as error:
+                failed.append(error)
+        raise failed[0]
+
+    def at_shape(self) -> ShapeTrace:
+        """A trace that gives the model's answers on inputs of the shape of these, whatever else is in them."""
+        adapter = named_inputs(self._traceable(), self.inputs)
+        module = self._trace(adapter)
+        # What runs was looked at in the first trace; this is made while somebody waits for an answer.
+        traced = self._result(module, adapter.spec, Receipt(self.requested, script_module=True))
+        self._compare(traced, same_shape_variations(_config(self.model), self.inputs.tensors))
+        self._refuse_differences()
+        return ShapeTrace(module, adapter.spec, traced.probe, self.checks)
+
+    def _again(self, tensors: dict[str, torch.Tensor]) -> _Job:
+        """The same request for inputs of another shape."""
+        inputs = BoundInputs(tensors, self.inputs.constants)
+        expected = eager_answers(self.model, inputs)
+        return _Job(self.model, inputs, self.input_style, self.freeze, self.verify, expected)
+
+    def _compare(self, traced: TracedModel, planned: Iterable[Variation] | None = None) -> None:
+        config, example = _config(self.model), self.inputs.tensors
+        self.checks = verify(
+            lambda tensors: traced(**tensors), self._reference, config, example, planned=planned, other_seeds=True
+        )
+
+    def _look_far(self, traced: TracedModel) -> None:
+        """Check sizes far from the example's; a trace that is wrong on other images only is kept for its own size."""
+        close = self.checks
+        self._compare(traced, far_variations(_config(self.model), self.inputs.tensors))
+        failed = [check for check in self.checks if check.passed is False]
+        image = "pixel_values" in self.inputs.tensors and bool(failed) and "image" in failed[0].name
+        far, self.checks = self.checks, (*close, *self.checks)
+        if not image:
+            self._refuse_differences()
+            traced.receipt = replace(traced.receipt, checks=self.checks)
+            return
+        size = self.inputs.tensors["pixel_values"].shape[1:]
+        traced.fixed_sizes = {"pixel_values": size}
+        self.checks = (*close, *(replace(check, passed=None) for check in far if check.passed is False))
+        text = f"only {' x '.join(map(str, size))}: on {failed[0].name!r} it does not give the model's answers"
+        evidence = {**traced.receipt.evidence, "sizes": text}
+        traced.receipt = replace(traced.receipt, checks=self.checks, evidence=evidence)
 
     def fallback(self, reason: str) -> TracedModel:
         return self._result(None, None, self._receipt(None, None, reason))
 
+    def _traceable(self) -> torch.nn.Module:
+        """A copy of the model to trace, so that nothing that tracing does to it lasts."""
+        model = untouched(self.model)
+        if model is not self.model and without_loops_over_experts(model):
+            self.requested["experts"] = "in one operator, not in a loop"
+        return model
+
     def _trace(self, adapter: NamedInputs) -> torch.jit.ScriptModule:
-        by_name = {"example_kwarg_inputs": self.inputs.tensors}
-        by_position = {"example_inputs": tuple(self.inputs.tensors.values())}
+        tensors = with_padding(_config(self.model), self.inputs.tensors) if self.padded else self.inputs.tensors
+        by_name = {"example_kwarg_inputs": tensors}
+        by_position = {"example_inputs": tuple(tensors.values())}
         arguments = by_position if self.input_style == "tuple" else by_name
         recorded: list[str] = []
         started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
-                module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
+                experts = number_of_experts(self.model)
+                with traceable_operators(random_is_constant=self.verify, experts=experts):
+                    module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
                 if self.freeze:
                     module = torch.jit.freeze(module)
         except TraceError:
@@ -437,7 +345,7 @@ class _Job:
         return tuple(dict.fromkeys((*spec.left_out(), *missing)))
 
     def _reference(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        return self.model(**inputs, **self.inputs.constants)
+        return untouched(self.model)(**inputs, **self.inputs.constants)
 
     def _refuse_wrong_order(self) -> None:
         if self.input_style != "tuple":
@@ -502,28 +410,6 @@ def _record_warnings(messages: list[str]) -> Iterator[None]:
             yield
         finally:
             messages.extend(f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught)
-
-
-def _warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:
-    here = installed_versions()
-    for name in ("torch", "intel-extension-for-pytorch"):
-        saved = manifest["versions"].get(name)
-        if saved != here.get(name):
-            logger.warning(
-                "%s was saved with %s %s, here is %s",
-                folder,
-                name,
-                saved or "not installed",
-                here.get(name, "none"),
-            )
-    isa = detect_isa()
-    missing = [name for name in manifest["isa"] if name not in isa]
-    if missing:
-        logger.warning("%s was saved on a CPU with %s, which this one lacks", folder, ", ".join(missing))
-
-
-def _schema(tensor: torch.Tensor) -> dict[str, Any]:
-    return {"dtype": str(tensor.dtype).removeprefix("torch."), "example_shape": list(tensor.shape)}
 
 
 def _config(model: torch.nn.Module) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,11 @@ _ABSOLUTE_TOLERANCE = 1e-6
 
 # Long enough for three rows of different padding; longer ones cost time and show nothing more.
 _PADDED_LENGTH = 48
+# Beyond the length from which BigBird's attention turns sparse (704 tokens with its usual blocks), and short enough
+# for one row on any CPU.
+_FAR_LENGTH = 768
+# Smaller ones cannot be made smaller for a model that halves them a few times.
+_SMALLEST_IMAGE = 16
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,70 @@ def variations(config: Any, example: Tensors) -> Iterator[Variation]:
     yield shapes.padded("padding on the left", 3, padded_length, left=True)
 
 
+def far_variations(config: Any, example: Tensors) -> Iterator[Variation]:
+    """Sizes far from the example's: two tokens, many more tokens than it has, smaller and larger images.
+
+    A model may take another path through its code there, which a trace of the example does not hold: sparse attention
+    on long texts, fewer experts than all on short ones, windows padded to an image of another size.
+
+    Parameters
+    ----------
+    config, example
+        As for :func:`variations`.
+
+    Yields
+    ------
+    Variation
+    """
+    shapes = _Shapes(config, example)
+    if shapes.length is not None and "input_ids" in example:
+        if shapes.length > 2:
+            yield shapes.vary("two tokens", 1, 2)
+        far = shapes.limited(max(_FAR_LENGTH, 2 * shapes.length))
+        if far > shapes.length + max(3, shapes.length // 4):
+            yield shapes.vary("far longer", 1, far)
+    pixels = example.get("pixel_values")
+    if pixels is not None and pixels.dim() == 4 and min(pixels.shape[-2:]) >= _SMALLEST_IMAGE:
+        yield from shapes.images(pixels)
+
+
+def same_shape_variations(config: Any, given: Tensors) -> Iterator[Variation]:
+    """Inputs of exactly the given shape: themselves, other content, other paddings, other tokens under the padding.
+
+    Parameters
+    ----------
+    config, given
+        As for :func:`variations`.
+
+    Yields
+    ------
+    Variation
+    """
+    shapes = _Shapes(config, given)
+    yield Variation("given", dict(given), shapes.valid(given))
+    yield shapes.other_content("other content", seed=1)
+    yield shapes.other_content("other content again", seed=2)
+    if not shapes.has_mask or shapes.length < 3:
+        return
+    size = shapes.batch, shapes.length
+    yield shapes.padded("padding", *size, counts=shapes.counts(0))
+    yield shapes.padded("padded tokens changed", *size, counts=shapes.counts(1), other_tokens=True)
+    yield shapes.padded("padding on the left", *size, counts=shapes.counts(1), left=True)
+    yield shapes.padded("no padding", *size, counts=[shapes.length] * shapes.batch)
+
+
+def with_padding(config: Any, example: Tensors) -> dict[str, torch.Tensor] | None:
+    """The example with its last token padded, where none is; None if it has padding, or nothing may be padded.
+
+    Models that look whether there is any padding take their general path then.
+    """
+    shapes = _Shapes(config, example)
+    if not shapes.has_mask or shapes.length < 3 or not bool(example["attention_mask"].all()):
+        return None
+    counts = [shapes.length] * (shapes.batch - 1) + [shapes.length - 1]
+    return shapes.padded("", shapes.batch, shapes.length, counts=counts).inputs
+
+
 def verify(
     answer: Answer,
     reference: Answer,
@@ -111,6 +180,8 @@ def verify(
     *,
     precision: str | None = None,
     tolerance: float | None = None,
+    planned: Iterable[Variation] | None = None,
+    other_seeds: bool = False,
 ) -> tuple[Check, ...]:
     """Compare a prepared model with its model on every variation, three calls each; stop at the first that fails.
 
@@ -127,6 +198,10 @@ def verify(
         reference's own dtype unless given.
     tolerance
         Largest difference that passes, as a share of the largest answer; that of the precision unless given.
+    planned
+        Other variations than those of :func:`variations`.
+    other_seeds
+        Ask the prepared model under another random seed on each call, for models whose answers no seed changes.
 
     Returns
     -------
@@ -134,17 +209,22 @@ def verify(
     """
     from tqdm.auto import tqdm
 
-    planned = list(variations(config, example))
+    inputs = list(variations(config, example) if planned is None else planned)
     checks: list[Check] = []
-    for variation in tqdm(planned, desc="verifying", leave=False, delay=2.0):
-        checks.append(_check(variation, answer, reference, precision, tolerance))
+    for variation in tqdm(inputs, desc="verifying", leave=False, delay=2.0):
+        checks.append(_check(variation, answer, reference, precision, tolerance, other_seeds))
         if checks[-1].passed is False:
             break
     return tuple(checks)
 
 
 def _check(
-    variation: Variation, answer: Answer, reference: Answer, precision: str | None, tolerance: float | None
+    variation: Variation,
+    answer: Answer,
+    reference: Answer,
+    precision: str | None,
+    tolerance: float | None,
+    other_seeds: bool,
 ) -> Check:
     if variation.inputs is None:
         return Check(variation.name, "", None, note=variation.note)
@@ -156,7 +236,7 @@ def _check(
     worst = Check(variation.name, shape, True)
     for call in range(1, CALLS_PER_CHECK + 1):
         try:
-            seen = run_seeded(answer, variation.inputs)
+            seen = run_seeded(answer, variation.inputs, seed=call if other_seeds else 0)
         except Exception as error:  # a trace fails with whatever its operators raise
             return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
         worst = compare_answers(worst, expected, seen, variation.valid, precision, tolerance)
@@ -307,12 +387,20 @@ class _Shapes:
         return Variation(name, inputs, self.valid(inputs))
 
     def padded(
-        self, name: str, batch: int, length: int, *, left: bool = False, other_tokens: bool = False
+        self,
+        name: str,
+        batch: int,
+        length: int,
+        *,
+        left: bool = False,
+        other_tokens: bool = False,
+        counts: Sequence[int] | None = None,
     ) -> Variation:
         inputs = self.vary(name, batch, length).inputs or {}
         keep = torch.zeros(batch, length, dtype=torch.bool)
         for row in range(batch):
             valid_count = length if row == 0 else max(2, length // (2 * row))
+            valid_count = counts[row] if counts else valid_count
             columns = slice(length - valid_count, None) if left else slice(0, valid_count)
             keep[row, columns] = True
         inputs["attention_mask"] = keep.to(self.example["attention_mask"].dtype)
@@ -320,6 +408,41 @@ class _Shapes:
             if key in inputs:
                 inputs[key] = self._pad(inputs[key], keep, other_tokens)
         return Variation(name, inputs, self.valid(inputs))
+
+    def counts(self, first: int) -> list[int]:
+        """How many tokens of each row to keep: from all to a few, another number in each of the first rows."""
+        return [max(2, self.length * (4 - (row + first) % 4) // 4) for row in range(self.batch)]
+
+    def other_content(self, name: str, seed: int) -> Variation:
+        """The same shape with the content of each input in another order; first and last tokens stay in place."""
+        generator = torch.Generator().manual_seed(seed)
+        inputs = {key: self._shuffled(key, tensor, generator) for key, tensor in self.example.items()}
+        return Variation(name, inputs, self.valid(inputs))
+
+    def _shuffled(self, name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if "mask" in name or not tensor.numel():
+            return tensor
+        if tensor.is_floating_point():
+            return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+        if name not in ("input_ids", "inputs") or tensor.dim() != 2 or tensor.shape[1] < 4:
+            return tensor
+        # Among the example's own tokens, so that nothing special appears that it does not have.
+        keep = self.valid(self.example)
+        inner = tensor[:, 1:-1]
+        drawn = inner.flatten()[torch.randint(inner.numel(), inner.shape, generator=generator)]
+        other = torch.cat([tensor[:, :1], drawn, tensor[:, -1:]], dim=1)
+        return other if keep is None else torch.where(keep, other, tensor)
+
+    def images(self, pixels: torch.Tensor) -> Iterator[Variation]:
+        height, width = pixels.shape[-2:]
+        sizes = {
+            "larger image": (height + height // 2, width + width // 2),
+            "image of another shape": (height + height // 4 + 1, width),
+            "smaller image": (height - height // 4, width - width // 4),
+        }
+        for name, size in sizes.items():
+            resized = torch.nn.functional.interpolate(pixels.float(), size=size).to(pixels.dtype)
+            yield Variation(name, {**self.example, "pixel_values": resized})
 
     def _pad(self, tensor: torch.Tensor, keep: torch.Tensor, other_tokens: bool) -> torch.Tensor:
         padding = getattr(self.config, "pad_token_id", None) if tensor.dtype == torch.long else 0

@@ -402,6 +402,7 @@ def test_without_any_python_the_message_says_what_to_install(starter):
 def test_help_names_every_target():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) - {"help"}
-    assert targets == {"lab", "test", "run", "bench", "bench-trainer", "test-current", "doctor", "clean"}
+    sweeps = {"sweep", "sweep-current"}
+    assert targets == {"lab", "test", "run", "bench", "bench-trainer", "test-current", "doctor", "clean"} | sweeps
     shown = set(re.findall(r'@echo "make ([a-z-]+)', makefile))
     assert shown == targets

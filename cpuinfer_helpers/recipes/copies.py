@@ -8,16 +8,9 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.copies import shared_copy
+
 logger = logging.getLogger("cpuinfer_helpers")
-
-
-def shared_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose modules are its own and whose parameters and buffers are the model's.
-
-    Replace its parameters or modules as you like; never write into a tensor of it.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
 
 
 def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

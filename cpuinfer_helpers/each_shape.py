@@ -1,0 +1,269 @@
+"""One trace for each shape, for models of which no single trace gives the answers at every shape."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.artifacts import new_artifact, read_manifest
+from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
+from cpuinfer_helpers.machine import detect_isa, installed_versions
+from cpuinfer_helpers.outputs import OutputSpec, builder
+from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
+from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.traced_model import TracedModel, run_probe, schema, warn_of_other_versions
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+KIND = "cpuinfer-traced-model-each-shape"
+_FORMAT_VERSION = 1
+# Traces that are kept; the one that was not called for longest goes first. With lengths padded to multiples of 32 and
+# full batches, texts of up to 512 tokens have 16 shapes.
+SHAPES_KEPT = 16
+HOW = "one trace for each shape"
+
+Shape = tuple[torch.Size, ...]
+
+
+@dataclass(frozen=True)
+class ShapeTrace:
+    """A trace that was verified at one shape.
+
+    Attributes
+    ----------
+    module
+        The traced module.
+    spec
+        Structure of its output.
+    probe
+        The inputs that it was traced with and the model's own answers, by name.
+    checks
+        The comparisons with the model, all at this shape.
+    """
+
+    module: torch.jit.ScriptModule
+    spec: OutputSpec
+    probe: Mapping[str, torch.Tensor]
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """The inputs that it was traced with."""
+        return {name.removeprefix("input."): t for name, t in self.probe.items() if name.startswith("input.")}
+
+
+class TracedEachShape(TracedModel):
+    """A model with a trace for each shape of its inputs; made by ``trace_model(..., each_shape=True)``.
+
+    A call with a new shape makes a trace, compares it with the eager model on inputs of that very shape, and only then
+    answers. Where no trace is right, the eager model answers such calls, with a WARNING. After :meth:`load` there is no
+    eager model: then a new shape is an InputError that names the shapes there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        traces: Mapping[Shape, ShapeTrace],
+        make: Callable[[dict[str, torch.Tensor]], ShapeTrace] | None,
+        inputs: BoundInputs,
+        receipt: Receipt,
+        model: torch.nn.Module | None = None,
+        config: Any = None,
+    ) -> None:
+        first = next(iter(traces.values()))
+        super().__init__(
+            module=first.module,
+            model=model,
+            inputs=inputs,
+            spec=first.spec,
+            receipt=receipt,
+            probe=first.probe,
+            config=config,
+        )
+        self._make = make
+        self._traces: OrderedDict[Shape, tuple[Callable[..., Any], ShapeTrace]] = OrderedDict()
+        self._eager: dict[Shape, str] = {}
+        for shape, trace in traces.items():
+            self._traces[shape] = (self._answer_of(trace), trace)
+        self._note()
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The shapes that have a trace, by the first input: ``2 x 24``; the one called last comes last."""
+        return tuple(_text(shape) for shape in self._traces)
+
+    @property
+    def eager_shapes(self) -> Mapping[str, str]:
+        """The shapes that the eager model answers, each with the reason."""
+        return {_text(shape): reason for shape, reason in self._eager.items()}
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the trace of this shape; see :class:`TracedModel` for the rest.
+
+        Raises
+        ------
+        InputError
+            As for :class:`TracedModel`; and for a shape that was never traced, where there is no eager model.
+        """
+        if inputs.keys() != self._names:
+            inputs = self._inputs.only_tensors(inputs)
+        shape = tuple(inputs[name].shape for name in self._names)
+        found = self._traces.get(shape)
+        if found is None:
+            if shape in self._eager:
+                return self._run_eager(inputs)
+            found = self._new(shape, inputs)
+            if found is None:
+                return self._run_eager(inputs)
+        self._traces.move_to_end(shape)
+        try:
+            with torch.no_grad():
+                return found[0](inputs)
+        except RuntimeError as error:
+            if self._model is None:
+                raise TraceError(f"the trace for {_text(shape)} fails on these inputs: {first_line(error)}") from error
+            self._refuse(shape, f"its trace fails on other inputs: {first_line(error)}")
+            return self._run_eager(inputs)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write all traces, a manifest and a probe for each to a folder; see :meth:`TracedModel.save`.
+
+        Every trace carries the weights, so the folder is as many times their size as there are shapes.
+        """
+        manifest = {
+            "format_version": _FORMAT_VERSION,
+            "versions": installed_versions(),
+            "isa": list(detect_isa()),
+            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
+            "constants": self._inputs.constants,
+            "outputs": [trace.spec.to_dict() for _, trace in self._traces.values()],
+            "receipt": self.receipt.to_dict(),
+        }
+        with new_artifact(directory, KIND, manifest) as folder:
+            for number, (_, trace) in enumerate(self._traces.values()):
+                write_module(trace.module, folder / _module_file(number))
+                write_named_tensors(trace.probe, folder / _probe_file(number))
+        return Path(directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedEachShape:
+        """Read a folder that :meth:`save` wrote; see :meth:`TracedModel.load`."""
+        manifest = read_manifest(directory, KIND, _FORMAT_VERSION)
+        folder = os.fspath(directory)
+        try:
+            warn_of_other_versions(manifest, folder)
+            loaded = cls._from_manifest(manifest, folder)
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+            raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
+        if verify:
+            for _, trace in list(loaded._traces.values()):
+                run_probe(loaded, trace.probe, folder)
+        return loaded
+
+    @classmethod
+    def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedEachShape:
+        traces: dict[Shape, ShapeTrace] = {}
+        for number, spec in enumerate(manifest["outputs"]):
+            module = read_module(os.path.join(folder, _module_file(number)))
+            probe = read_named_tensors(os.path.join(folder, _probe_file(number)))
+            trace = ShapeTrace(module, OutputSpec.from_dict(spec), probe)
+            traces[tuple(trace.inputs[name].shape for name in manifest["inputs"])] = trace
+        inputs = next(iter(traces.values())).inputs
+        bound = BoundInputs({name: inputs[name] for name in manifest["inputs"]}, manifest["constants"])
+        return cls(traces=traces, make=None, inputs=bound, receipt=Receipt.from_dict(manifest["receipt"]))
+
+    def __str__(self) -> str:
+        name = self.receipt.requested.get("model", "model")
+        return (
+            f"{name}: {HOW}, {len(self._traces)} so far ({', '.join(self.shapes)}), "
+            f"each verified at its shape, takes {', '.join(self.input_names)}"
+        )
+
+    def _new(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Callable[..., Any], ShapeTrace] | None:
+        """Make and keep the trace of a new shape; None if no trace is right there."""
+        if self._make is None:
+            raise InputError(
+                f"there is no trace for {_text(shape)}, only for {', '.join(self.shapes)}, and no eager model to make "
+                "one of: pad to one of these shapes, or trace the model anew, call it with the shapes it will see, and "
+                "save it again"
+            )
+        try:
+            trace = self._make({name: inputs[name].detach().clone() for name in self._names})
+        except TraceError as error:
+            self._refuse(shape, str(error))
+            return None
+        self._traces[shape] = (self._answer_of(trace), trace)
+        while len(self._traces) > SHAPES_KEPT:
+            self._traces.popitem(last=False)
+        self._note()
+        return self._traces[shape]
+
+    def _refuse(self, shape: Shape, reason: str) -> None:
+        logger.warning("%s: the eager model answers for %s: %s", self.receipt.requested["model"], _text(shape), reason)
+        self._traces.pop(shape, None)
+        self._eager[shape] = reason
+        self._note()
+
+    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        from cpuinfer_helpers.copies import untouched
+
+        with torch.no_grad():
+            return untouched(self._model)(**{**self._inputs.constants, **inputs})
+
+    def _answer_of(self, trace: ShapeTrace) -> Callable[[Mapping[str, torch.Tensor]], Any]:
+        module, build, names = trace.module, builder(trace.spec), tuple(self._names)
+        if self._positional:
+            return lambda inputs: build(module(*(inputs[name] for name in names)))
+        return lambda inputs: build(module(**inputs))
+
+    def _note(self) -> None:
+        """Write into the receipt how many traces there are and what they hold in memory."""
+        traces = [trace for _, trace in self._traces.values()]
+        megabytes = sum(_weights(trace.module for trace in traces).values()) / 2**20
+        evidence = {
+            **self.receipt.evidence,
+            "traced": HOW,
+            "shapes": f"{len(traces)} of at most {SHAPES_KEPT}: {', '.join(self.shapes)}",
+            "weights of all traces": f"{megabytes:.1f} MB; those that several traces share are counted once",
+        }
+        if self._eager:
+            evidence["eager model answers for"] = ", ".join(map(_text, self._eager))
+        checks = (
+            tuple(replace(check, name=check.name) for trace in traces for check in trace.checks) or self.receipt.checks
+        )
+        self.receipt = replace(self.receipt, evidence=evidence, checks=checks)
+
+
+def _weights(modules: Any) -> dict[int, int]:
+    """Bytes of every tensor that the modules hold, by its address."""
+    found: dict[int, int] = {}
+    for module in modules:
+        constants = [
+            node.t("value")
+            for node in module.graph.findAllNodes("prim::Constant")
+            if isinstance(node.output().type(), torch._C.TensorType)
+        ]
+        for tensor in (*constants, *module.parameters(), *module.buffers()):
+            if not tensor.is_mkldnn:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return found
+
+
+def _text(shape: Shape) -> str:
+    return " x ".join(map(str, shape[0]))
+
+
+def _module_file(number: int) -> str:
+    return f"model-{number:02}.torchscript.pt"
+
+
+def _probe_file(number: int) -> str:
+    return f"probe-{number:02}.safetensors"

@@ -1,0 +1,287 @@
+"""A traced model, or the eager model in its place: called like the model, saved, loaded and looked at."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.artifacts import MODULE_FILE, kind_of, new_artifact, read_manifest
+from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.machine import detect_isa, installed_versions
+from cpuinfer_helpers.outputs import OutputSpec, builder
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
+from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.verification import CALLS_PER_CHECK, largest_error, run_seeded, tolerance_for
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_KIND = "cpuinfer-traced-model"
+_FORMAT_VERSION = 1
+PROBE_FILE = "probe.safetensors"
+
+
+class TracedModel(Displayed):
+    """A traced model, or the eager model that answers in its place; made by :func:`trace_model` and :meth:`load`.
+
+    Call it with the keyword inputs that it was traced with; it returns the model's own output class, without gradients.
+
+    Attributes
+    ----------
+    module : torch.jit.ScriptModule or None
+        The traced module. It takes the same tensors by name and returns a dictionary of tensors. None after a fallback.
+    reason : str or None
+        Why the eager model answers; None if the trace does.
+    receipt : Receipt
+        What was requested and what was seen.
+    config
+        The model's configuration, as ``model.config``; None for models without one and after :meth:`load`.
+    fixed_sizes : dict of str to torch.Size
+        Sizes of a row, by input, that calls must have, because the trace is right for these only: images of one size.
+    probe : dict of str to Tensor
+        The example, and the model's own answers to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        module: torch.jit.ScriptModule | None,
+        model: torch.nn.Module | None,
+        inputs: BoundInputs,
+        spec: OutputSpec | None,
+        receipt: Receipt,
+        probe: Mapping[str, torch.Tensor],
+        config: Any = None,
+        fixed_sizes: Mapping[str, torch.Size] | None = None,
+    ) -> None:
+        self.module = module
+        self.receipt = receipt
+        self.config = config
+        self._model = model
+        self._inputs = inputs
+        self._names = inputs.tensors.keys()
+        self._positional = receipt.requested.get("input_style") == "tuple"
+        self._spec = spec
+        self._build = builder(spec) if spec else None
+        self.probe = probe
+        self.fixed_sizes = dict(fixed_sizes or {})
+
+    @property
+    def traced(self) -> bool:
+        """Whether calls run the traced module."""
+        return self.module is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the eager model answers, or None."""
+        return self.receipt.reason
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the tensors that a call takes, in the order of the trace."""
+        return tuple(self._names)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        **inputs
+            The tensors that it was traced with, by name, in any batch size and length that the model takes.
+
+        Returns
+        -------
+        The model's own output class.
+
+        Raises
+        ------
+        InputError
+            If an input is missing, is not one of the trace's, or is a constant with another value than the traced one;
+            or is an image of another size, where the trace holds for one size only.
+        """
+        if self.module is None:
+            with torch.no_grad():
+                return self._model(**{**self._inputs.constants, **inputs})
+        if inputs.keys() != self._names:
+            inputs = self._inputs.only_tensors(inputs)
+        if self.fixed_sizes:
+            self._refuse_other_sizes(inputs)
+        with torch.no_grad():
+            if self._positional:
+                return self._build(self.module(*(inputs[name] for name in self._names)))
+            return self._build(self.module(**inputs))
+
+    def _refuse_other_sizes(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        for name, size in self.fixed_sizes.items():
+            if inputs[name].shape[1:] != size:
+                given, wanted = (" x ".join(map(str, sizes)) for sizes in (inputs[name].shape[1:], size))
+                raise InputError(
+                    f"each row of {name} is {given}; this trace gives the model's answers on {wanted} only: resize the "
+                    "images, or trace with each_shape=True"
+                )
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the trace, its manifest and a probe to a folder, whole or not at all.
+
+        The probe is the example with the model's own answers: :meth:`load` runs it before anybody else does.
+
+        Parameters
+        ----------
+        directory
+            The folder to make. A trace saved there before is replaced; a folder of anything else is refused.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ArtifactError
+            If nothing was traced, or the folder holds something else or cannot be written.
+
+        Notes
+        -----
+        Needs memory for another copy of the weights meanwhile.
+        """
+        if self.module is None:
+            raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
+        manifest = {
+            "format_version": _FORMAT_VERSION,
+            "versions": installed_versions(),
+            "isa": list(detect_isa()),
+            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
+            "constants": self._inputs.constants,
+            "output": self._spec.to_dict(),
+            "fixed_sizes": {name: list(size) for name, size in self.fixed_sizes.items()},
+            "receipt": self.receipt.to_dict(),
+        }
+        with new_artifact(directory, _KIND, manifest) as folder:
+            write_module(self.module, folder / MODULE_FILE)
+            write_named_tensors(self.probe, folder / PROBE_FILE)
+        return Path(directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedModel:
+        """Read a folder that :meth:`save` wrote.
+
+        The manifest and the sha256 of every file are checked before anything is deserialised. The sums tell of damage,
+        not of malice: load only folders that come from someone you trust.
+
+        Parameters
+        ----------
+        directory
+            The folder.
+        verify
+            Run the probe three times and compare with the answers that the eager model gave when it was traced.
+
+        Returns
+        -------
+        TracedModel
+
+        Raises
+        ------
+        ArtifactError
+            If the folder is damaged or of another kind, or the probe's answers differ.
+        """
+        from cpuinfer_helpers.each_shape import KIND, TracedEachShape
+
+        if cls is TracedModel and kind_of(directory) == KIND:
+            return TracedEachShape.load(directory, verify=verify)
+        manifest = read_manifest(directory, _KIND, _FORMAT_VERSION)
+        folder = os.fspath(directory)
+        try:
+            warn_of_other_versions(manifest, folder)
+            loaded = cls._from_manifest(manifest, folder)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
+        if verify:
+            loaded._run_probe(folder)
+        return loaded
+
+    @classmethod
+    def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
+        probe = read_named_tensors(os.path.join(folder, PROBE_FILE))
+        inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
+        module = read_module(os.path.join(folder, MODULE_FILE))
+        return cls(
+            module=module,
+            model=None,
+            inputs=BoundInputs(inputs, manifest["constants"]),
+            spec=OutputSpec.from_dict(manifest["output"]),
+            receipt=Receipt.from_dict(manifest["receipt"]),
+            probe=probe,
+            fixed_sizes={name: torch.Size(size) for name, size in manifest.get("fixed_sizes", {}).items()},
+        )
+
+    def __str__(self) -> str:
+        name = self.receipt.requested.get("model", "model")
+        if not self.traced:
+            return f"{name}: NOT traced, the eager model answers, because {self.reason}"
+        how = "traced and frozen" if self.receipt.frozen else "traced"
+        checked = "verified" if self.receipt.verified else "not verified"
+        return f"{name}: {how}, {checked} ({self.receipt.checks_summary()}), takes {', '.join(self.input_names)}"
+
+    def table(self) -> Table:
+        """The receipt's table."""
+        return self.receipt.table()
+
+    def _run_probe(self, folder: str) -> None:
+        run_probe(self, self.probe, folder)
+
+
+def run_probe(traced: Any, probe: Mapping[str, torch.Tensor], folder: str) -> None:
+    """Compare a loaded trace's answers with those that were saved with it.
+
+    Raises
+    ------
+    ArtifactError
+        If they differ, or the trace fails.
+    """
+    inputs = {name.removeprefix("input."): t for name, t in probe.items() if name.startswith("input.")}
+    expected = {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
+    for call in range(1, CALLS_PER_CHECK + 1):
+        try:
+            seen = run_seeded(lambda tensors: traced(**tensors), inputs)
+        except Exception as error:  # with a changed manifest it may be put together in any wrong way
+            raise ArtifactError(f"{folder}: the loaded trace fails on call {call}: {first_line(error)}") from error
+        missing = [name for name in expected if name not in seen]
+        if missing or not expected:
+            raise ArtifactError(f"{folder}: the probe does not fit the module, which returns {', '.join(seen)}")
+        for name, wanted in expected.items():
+            error_size, tolerance = largest_error(wanted, seen[name]), tolerance_for(wanted)
+            if not error_size <= tolerance:
+                raise ArtifactError(
+                    f"{folder}: on call {call} {name} differs from the model's by {error_size:.1e} "
+                    f"(tolerance {tolerance:.1e}); trace and save the model again with the versions installed here"
+                )
+
+
+def warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:
+    """Log what differs between the machine that saved a folder and this one."""
+    here = installed_versions()
+    for name in ("torch", "intel-extension-for-pytorch"):
+        saved = manifest["versions"].get(name)
+        if saved != here.get(name):
+            logger.warning(
+                "%s was saved with %s %s, here is %s",
+                folder,
+                name,
+                saved or "not installed",
+                here.get(name, "none"),
+            )
+    isa = detect_isa()
+    missing = [name for name in manifest["isa"] if name not in isa]
+    if missing:
+        logger.warning("%s was saved on a CPU with %s, which this one lacks", folder, ", ".join(missing))
+
+
+def schema(tensor: torch.Tensor) -> dict[str, Any]:
+    """Dtype and shape of an input, for a manifest."""
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "example_shape": list(tensor.shape)}

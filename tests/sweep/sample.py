@@ -1,0 +1,57 @@
+"""The sample that the tests run: thirty classes of every difficult kind, and what has to come of each."""
+
+from __future__ import annotations
+
+from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE
+
+# Class: what comes of it, and for a refusal a part of the reason. Where the two major versions of transformers differ,
+# an entry for each.
+Expected = tuple[str, str] | dict[int, tuple[str, str]]
+_ONE = (RIGHT, "")
+_EACH = (RIGHT_BY_SHAPE, "")
+
+SAMPLE: dict[str, Expected] = {
+    # Positions, chunks and windows that Python computes from the length.
+    "FunnelForQuestionAnswering": _EACH,
+    "LongformerForTokenClassification": _EACH,
+    "LEDForQuestionAnswering": _EACH,
+    "BigBirdForTokenClassification": _EACH,
+    "CanineForTokenClassification": _EACH,
+    "ReformerForSequenceClassification": _EACH,
+    "Zamba2ForSequenceClassification": _EACH,
+    "SEWForSequenceClassification": _EACH,
+    # Which positions attend globally depends on what the mask hides, and not on the shape alone.
+    "LongformerForSequenceClassification": (REFUSED, "padding on the left"),
+    # Sizes that Python reads from tensors.
+    "TapasForSequenceClassification": {4: _EACH, 5: _ONE},
+    "XmodForQuestionAnswering": _ONE,
+    "JetMoeForSequenceClassification": _ONE,
+    "MixtralForTokenClassification": _ONE,
+    # Operators of Python's own.
+    "YosoForTokenClassification": _ONE,
+    "BloomForQuestionAnswering": _ONE,
+    # Attention, embeddings and outputs of many kinds.
+    "BertForQuestionAnswering": _ONE,
+    "DebertaV2ForSequenceClassification": _ONE,
+    "MobileBertForQuestionAnswering": _ONE,
+    "XLNetForTokenClassification": _ONE,
+    "FNetForSequenceClassification": _ONE,
+    "GPT2ForSequenceClassification": _ONE,
+    "T5ForSequenceClassification": _ONE,
+    "LayoutLMv3ForTokenClassification": _ONE,
+    # Images: of any size, of the size that the model is for, and padded to windows.
+    "ViTForImageClassification": _ONE,
+    "ConvNextForImageClassification": _ONE,
+    "SwinForImageClassification": _EACH,
+    "MobileNetV2ForImageClassification": _EACH,
+    # Sounds, as samples and as spectrograms.
+    "Wav2Vec2ForSequenceClassification": _ONE,
+    "ASTForAudioClassification": _ONE,
+    "WhisperForAudioClassification": _ONE,
+}
+
+
+def expected(name: str, major: int) -> tuple[str, str]:
+    """What has to come of a class under this major version of transformers."""
+    entry = SAMPLE[name]
+    return entry[major] if isinstance(entry, dict) else entry
