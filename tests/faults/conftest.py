@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.compare import comparing
+from cpuinfer_helpers.compare import candidates
 from tests.faults.harm import WAIT_S, Layers, example, kill_at, recipes_in_trouble
 
 
@@ -38,10 +38,10 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         return rounds(children, call_seconds, turn, **options)
 
     killers = [threading.Thread(target=kill_at, args=(markers / name,)) for name in ("preparing", "measuring")]
-    rounds = comparing.run_rounds
+    rounds = candidates.run_rounds
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
-        patch.setattr(comparing, "run_rounds", run_rounds)
+        patch.setattr(candidates, "run_rounds", run_rounds)
         before = set(psutil.Process().children(recursive=True))
         for killer in killers:
             killer.start()
