@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_bert, make_inputs
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.artifacts import MANIFEST, sha256
 from cpuinfer_helpers.compare import RecipeResult
+from tests.conftest import make_bert, make_inputs
 
 # Batch size, length and padded positions; the example has 2 rows of 12.
 SHAPES = ((1, 5, 0), (3, 23, 7), (5, 12, 4))

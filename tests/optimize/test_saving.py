@@ -12,12 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_bert, make_inputs, seen_in_child
-from saving_cases import TOLERANCE, Tied, by_hand, change_manifest, largest_errors, list_anew, read_manifest, values
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.machine import installed_versions
 from cpuinfer_helpers.recipes import Build, get_recipe
+from tests.conftest import make_bert, make_inputs, seen_in_child
+from tests.optimize.saving_cases import (
+    TOLERANCE,
+    Tied,
+    by_hand,
+    change_manifest,
+    largest_errors,
+    list_anew,
+    read_manifest,
+    values,
+)
 
 EXPORTED = (
     "torchscript-fp32",
@@ -85,20 +94,17 @@ def test_the_receipt_of_what_was_written_is_the_one_of_its_making(
 
 LOAD = """
 import json, sys
-sys.path[:0] = sys.argv[1].split(":")
-from saving_cases import load_all
-print("SEEN", json.dumps(load_all(sys.argv[2:])))
+from tests.optimize.saving_cases import load_all
+print("SEEN", json.dumps(load_all(sys.argv[1:])))
 """
 SAVE_IPEX = """
 import json, sys
-sys.path[:0] = sys.argv[1].split(":")
 from pathlib import Path
-from saving_cases import by_hand, make_bert, make_inputs
+from tests.optimize.saving_cases import by_hand, make_bert, make_inputs
 for recipe in ("ipex-fp32", "ipex-bf16", "ipex-int8"):
-    by_hand(recipe, make_bert(), make_inputs()).save(Path(sys.argv[2]) / recipe)
-print("SEEN", json.dumps(sorted(path.name for path in Path(sys.argv[2]).iterdir())))
+    by_hand(recipe, make_bert(), make_inputs()).save(Path(sys.argv[1]) / recipe)
+print("SEEN", json.dumps(sorted(path.name for path in Path(sys.argv[1]).iterdir())))
 """
-FOLDERS = ":".join(str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1]))
 
 
 def test_processes_that_have_not_made_them(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -106,8 +112,8 @@ def test_processes_that_have_not_made_them(folder_of: Callable[[str], Path], tmp
     names = [name for name in (*EXPORTED[::2], *REBUILT[1:2]) if get_recipe(name).can_run]
     folders = [str(folder_of(name)) for name in names]
     if find_spec("intel_extension_for_pytorch") is not None:
-        folders += [str(tmp_path / name) for name in seen_in_child("-c", SAVE_IPEX, FOLDERS, str(tmp_path))]
-    seen = seen_in_child("-c", LOAD, FOLDERS, *folders)
+        folders += [str(tmp_path / name) for name in seen_in_child("-c", SAVE_IPEX, str(tmp_path))]
+    seen = seen_in_child("-c", LOAD, *folders)
     assert len(seen) == len(folders) >= 3
     for name, errors in seen.items():
         # Three shapes, three calls each, two outputs.
@@ -312,9 +318,7 @@ def test_what_was_loaded_is_saved_again_if_it_has_its_weights(copied: Path, tmp_
 
 
 def test_a_recipe_of_ones_own_cannot_be_saved(tmp_path: Path) -> None:
-    recipe = cpu.Recipe(
-        "own-fp32", "for a test", lambda request: Build(lambda t: request.model(**t), runs="the model")
-    )
+    recipe = cpu.Recipe("own-fp32", "for a test", lambda request: Build(lambda t: request.model(**t), runs="the model"))
     with pytest.raises(cpu.ArtifactError, match="own-fp32 is a recipe of your own"):
         by_hand(recipe, Tied(), values()).save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
