@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_bert
 
 from cpuinfer_helpers.operator_dtypes import OperatorDtypes, operator_dtypes
 from cpuinfer_helpers.recipes.copies import cast_copy
+from tests.conftest import make_bert
 
 LINEAR_LAYERS = 2 * 6 + 1
 LAYER_NORMS = 2 * 2 + 1

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_bert
-from conftest import make_inputs as make_tokens
 from repeating import make_inputs, make_model, make_recipes
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
 from cpuinfer_helpers.optimize import choices, optimizing
 from cpuinfer_helpers.recipes import get_recipe
+from tests.conftest import make_bert
+from tests.conftest import make_inputs as make_tokens
 
 RECIPES = ["torchscript-fp32"]
 SETTINGS = {"tolerance": None}

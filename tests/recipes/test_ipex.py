@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_inputs, seen_in_child
 
 from cpuinfer_helpers.recipes import get_recipe, ipex, list_recipes, prepare
 from cpuinfer_helpers.recipes.ipex import HeadsByTranspose, Primitive, native_stdout, parse_primitive
+from tests.conftest import make_inputs, seen_in_child
 
 NAMES = ("ipex-fp32", "ipex-bf16", "ipex-int8")
 SCENARIOS = Path(__file__).with_name("ipex_scenarios.py")

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_bert, make_inputs
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.recipes import Build, Recipe, Request, base, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes import registry as registry_module
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, shared_copy, with_attention
+from tests.conftest import make_bert, make_inputs
 
 OWN = ("eager-fp32", "eager-bf16", "torchscript-fp32", "torchscript-bf16")
 # FP32: another order of the same operations. BF16 keeps 8 bits, and this model's answers are below one.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conftest import make_bert
+
+from tests.conftest import make_bert
 
 CLASSES = {
     "question-answering": "BertForQuestionAnswering",

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import seen_in_child
 
 from cpuinfer_helpers.recipes import get_recipe
+from tests.conftest import seen_in_child
 
 WHY_NOT = get_recipe("ipex-fp32").why_not
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_bert, make_inputs
 
 from cpuinfer_helpers.trainer.losses import loss_of, split_loss, with_loss
+from tests.conftest import make_bert, make_inputs
 
 LABELS = {
     "BertForQuestionAnswering": {"start_positions": torch.tensor([1, 90]), "end_positions": torch.tensor([4, 5])},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import seen_in_child
+
+from tests.conftest import seen_in_child
 
 SCENARIO = Path(__file__).with_name("two_processes.py")
 
