@@ -85,10 +85,10 @@ class _Replaced(TorchFunctionMode):
             return _not_traced(func, args, kwargs or {})
         elif func is torch.Tensor.tolist and _is_list_of_sizes(args[0]):
             return list(args[0].unbind())
-        elif func in _FROM_NUMBERS and _holds_traced(args[0]):
+        elif func in _FROM_NUMBERS and args and _holds_traced(args[0]):
             stacked = torch.stack([torch.as_tensor(number) for number in args[0]])
             return stacked.to((kwargs or {}).get("dtype") or stacked.dtype)
-        elif func in _NONZERO and args[0].dtype == torch.bool and args[0].shape == (self.experts,):
+        elif func in _NONZERO and args and args[0].dtype == torch.bool and args[0].shape == (self.experts,):
             every = _not_traced(torch.arange, (self.experts,), {})
             return (every,) if (kwargs or {}).get("as_tuple") else every[:, None]
         return func(*args, **(kwargs or {}))
