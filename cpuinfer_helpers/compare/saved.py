@@ -29,12 +29,17 @@ def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
         If it cannot be written.
     """
     target = Path(path).expanduser()
-    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **_plain(dataclasses.asdict(comparison))}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        write_text(target, as_text(comparison))
     except OSError as error:
         raise ArtifactError(f"{target} cannot be written: {error}; make room there or give another path") from error
+
+
+def as_text(comparison: Comparison) -> str:
+    """The JSON that :func:`save` writes."""
+    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **_plain(dataclasses.asdict(comparison))}
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def load(path: str | os.PathLike[str]) -> Comparison:
@@ -48,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> Comparison:
     source = Path(path).expanduser()
     try:
         data = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{source} cannot be read as a comparison: {error}") from error
     if not isinstance(data, dict) or data.pop("kind", None) != _KIND:
         raise ArtifactError(f"{source} is not a comparison; give a file that Comparison.save() wrote")

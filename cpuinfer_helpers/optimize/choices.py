@@ -68,15 +68,18 @@ def choice_file(
 
 def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Comparison | None:
     """The comparison that was kept, if it is whole, of this model, and not cut short by a smaller budget."""
-    if path is None or not path.exists():
+    if path is None:
         return None
     try:
+        if not path.exists():
+            return None
         comparison = Comparison.load(path)
-    except ArtifactError as error:
+    except (ArtifactError, OSError) as error:
         logger.warning("the remembered choice cannot be used, measuring anew: %s", error)
         return None
     cut_short = any(row.status.startswith((NOT_TRIED, "timed out")) for row in comparison.rows.values())
-    if cut_short and comparison.environment.get("budget_s", 0.0) < budget_s:
+    earlier_s = comparison.environment.get("budget_s")
+    if cut_short and not (isinstance(earlier_s, (int, float)) and earlier_s >= budget_s):
         return None
     return comparison if comparison.model == type(model).__name__ else None
 
@@ -92,9 +95,13 @@ def remember(path: Path | None, comparison: Comparison) -> None:
 
 
 def forget(path: Path | None) -> None:
-    """Remove what was kept."""
-    if path is not None:
+    """Remove what was kept; that it cannot be removed is a WARNING."""
+    if path is None:
+        return
+    try:
         path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("the remembered choice cannot be removed: %s", error)
 
 
 def _configuration(model: torch.nn.Module) -> dict[str, Any]:

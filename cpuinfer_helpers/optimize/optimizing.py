@@ -113,8 +113,8 @@ def optimize(
     file = choices.choice_file(model, request["inputs"], chosen, settings)
     if refresh:
         choices.forget(file)
-    remembered = choices.recall(file, model, budget_s)
-    if remembered is not None:
+    remembered = None if refresh else choices.recall(file, model, budget_s)
+    if remembered is not None and _is_complete(remembered, chosen):
         optimized = job.again(remembered)
         if optimized is not None:
             return optimized
@@ -228,6 +228,13 @@ class _Job:
             wanted, seen = float(self.metric(self.model)), float(self.metric(prepared))
         if not metric_holds(seen, wanted, self.metric_kept):
             raise RecipeError(f"the metric is {seen:.6g}, the model's own is {wanted:.6g}")
+
+
+def _is_complete(comparison: Comparison, recipes: Sequence[Recipe]) -> bool:
+    """Whether a comparison is of these recipes, and has times for all that were successful."""
+    timed = all(row.timing is not None for row in comparison.rows.values() if row.successful)
+    same = comparison.rows.keys() == {recipe.name for recipe in recipes}
+    return timed and same and comparison.reference.successful and "measured_at" in comparison.environment
 
 
 def _why_eager(comparison: Comparison) -> str:

@@ -13,10 +13,11 @@ import torch
 
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest
 from cpuinfer_helpers.compare import Comparison
-from cpuinfer_helpers.errors import ArtifactError, RecipeError, first_line
+from cpuinfer_helpers.compare.saved import as_text
+from cpuinfer_helpers.errors import ArtifactError, CpuInferError, RecipeError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
 from cpuinfer_helpers.optimize.model import OptimizedModel
-from cpuinfer_helpers.optimize.weights import read_config, read_model, write_model
+from cpuinfer_helpers.optimize.weights import dtype_of, read_config, read_model, write_model
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
@@ -62,7 +63,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
             manifest["output"] = prepared.spec.to_dict()
             manifest["output_dtypes"] = {name: _name(dtype) for name, dtype in prepared.dtypes.items()}
         write_named_tensors(probe, folder / _PROBE_FILE)
-        optimized.comparison.save(folder / _COMPARISON_FILE)
+        (folder / _COMPARISON_FILE).write_text(as_text(optimized.comparison), encoding="utf-8")
     return Path(directory)
 
 
@@ -118,10 +119,10 @@ def load_optimized(
             optimized = _rebuilt(manifest, recipe, inputs, folder, model, calibration, verify=rebuild)
         else:
             optimized = _restored(manifest, recipe, inputs, folder)
-    except (KeyError, TypeError, AttributeError) as error:
+        if verify:
+            _check_answers(optimized, inputs, expected, recipe, folder)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
-    if verify:
-        _check_answers(optimized, inputs, expected, recipe, folder)
     return optimized
 
 
@@ -206,14 +207,16 @@ def _restored(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, 
     spec = OutputSpec.from_dict(manifest["output"])
     try:
         build = recipe.restore(Stored(inputs, spec.tensor_names(), manifest["details"]), folder)
-    except RuntimeError as error:  # what TorchScript, OpenVINO and ONNX Runtime raise on files that they cannot read
+    except CpuInferError:
+        raise
+    except Exception as error:  # each backend has errors of its own for files that it cannot read
         raise ArtifactError(f"{folder}: {recipe.backend} cannot read its own files: {first_line(error)}") from error
     prepared = PreparedModel(
         recipe=recipe.name,
         model=None,
         inputs=inputs,
         spec=spec,
-        dtypes={name: getattr(torch, dtype) for name, dtype in manifest["output_dtypes"].items()},
+        dtypes={name: dtype_of(dtype) for name, dtype in manifest["output_dtypes"].items()},
         receipt=Receipt.from_dict(manifest["receipt"]),
         build=build,
         config=read_config(manifest["model"], folder),
@@ -237,15 +240,16 @@ def _check_answers(
     optimized: OptimizedModel, inputs: BoundInputs, expected: Mapping[str, torch.Tensor], recipe: Recipe, folder: Path
 ) -> None:
     valid = valid_positions(inputs.tensors)
+    spec = optimized.prepared.spec
+    names = spec.tensor_names() if spec else tuple(expected)
     for call in range(1, CALLS_PER_CHECK + 1):
         try:
             seen = run_seeded(lambda tensors: optimized(**tensors), inputs.tensors)
-        except RuntimeError as error:
+        except Exception as error:  # with a changed manifest it may be put together in any wrong way
             raise ArtifactError(f"{folder}: the loaded model fails on call {call}: {first_line(error)}") from error
-        compared = [name for name in expected if name in seen]
-        if not compared:
+        if not names or any(name not in seen or name not in expected for name in names):
             raise ArtifactError(f"{folder}: the probe does not fit the model, which returns {', '.join(seen)}")
-        for name in compared:
+        for name in names:
             error_size = largest_error(expected[name], seen[name], valid)
             allowed = tolerance_for(expected[name], valid, recipe.precision, optimized.tolerance)
             if not error_size <= allowed:

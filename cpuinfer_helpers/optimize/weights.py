@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from cpuinfer_helpers.errors import ArtifactError, first_line
 
 WEIGHTS_FILE = "weights.safetensors"
 _CONFIG_FILE = "config.json"
+# How safetensors, whose errors are of one class, says that the system refused.
+_IO_ERROR = re.compile(r"I/O error|IoError")
 
 
 def write_model(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
@@ -29,6 +32,8 @@ def write_model(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
     ------
     ArtifactError
         If the weights cannot be written as safetensors.
+    OSError
+        If there is no room for them.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_model
@@ -36,6 +41,8 @@ def write_model(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
     try:
         save_model(model, str(folder / WEIGHTS_FILE))
     except (SafetensorError, RuntimeError, ValueError) as error:
+        if _IO_ERROR.search(str(error)):
+            raise OSError(f"the weights cannot be written: {first_line(error)}") from error
         raise ArtifactError(
             f"the weights of {type(model).__name__} cannot be written to {folder.parent} as safetensors: "
             f"{first_line(error)}; nothing was changed"
@@ -52,12 +59,21 @@ def write_model(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def read_config(described: Mapping[str, Any], folder: Path) -> Any:
-    """The configuration that was written; None for models without one and for a class that cannot be imported."""
+    """The configuration that was written; None for models without one and for a class that cannot be imported.
+
+    Raises
+    ------
+    ArtifactError
+        If the file does not hold a configuration of that class.
+    """
     config_class = find_class(described["config_class"]) if "config_class" in described else None
     if config_class is None:
         return None
-    config = config_class.from_dict(json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8")))
-    config._attn_implementation = described["attention"]
+    try:
+        config = config_class.from_dict(json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8")))
+        config._attn_implementation = described["attention"]
+    except Exception as error:  # each class checks its entries, and has errors of its own
+        raise ArtifactError(f"{folder / _CONFIG_FILE} cannot be read: {first_line(error)}; save again") from error
     return config
 
 
@@ -84,14 +100,27 @@ def read_model(described: Mapping[str, Any], folder: Path, model: torch.nn.Modul
     if model is None:
         model = _new_model(described, folder)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        dtype = described["dtypes"].get(name)
-        if dtype is not None and tensor.dtype != getattr(torch, dtype):
-            tensor.data = tensor.data.to(getattr(torch, dtype))
+        if name in described["dtypes"]:
+            tensor.data = tensor.data.to(dtype_of(described["dtypes"][name]))
     try:
         load_model(model, str(folder / WEIGHTS_FILE))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{folder}: its weights do not fit {type(model).__name__}: {first_line(error)}") from error
     return model.eval()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of a name such as ``bfloat16``.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
 
 
 def find_class(path: str) -> type | None:
