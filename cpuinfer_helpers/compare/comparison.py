@@ -132,6 +132,8 @@ class Comparison(Displayed):
         Measured rates, and operations of one call; None where they were not measured.
     price_per_hour
         What an hour of this machine costs, in any currency; None if not given.
+    parameters
+        Number of the model's parameters, because a class has models of many sizes; None if not known.
     """
 
     rows: Mapping[str, RecipeResult]
@@ -144,6 +146,7 @@ class Comparison(Displayed):
     flops: int | None = None
     price_per_hour: float | None = None
     notes: tuple[str, ...] = field(default=())
+    parameters: int | None = None
 
     def __getitem__(self, recipe: str) -> RecipeResult:
         if recipe not in self.rows:
@@ -241,7 +244,7 @@ class Comparison(Displayed):
         Raises
         ------
         InputError
-            If the other one is of another model or other shapes.
+            If the other one is of another model, of a model of another size, or of other shapes.
         """
         return SideBySide(self, other)
 
@@ -297,7 +300,7 @@ class SideBySide(Displayed):
     there: Comparison
 
     def __post_init__(self) -> None:
-        for what in ("model", "inputs"):
+        for what in ("model", "parameters", "inputs"):
             mine, theirs = getattr(self.here, what), getattr(self.there, what)
             if mine != theirs:
                 raise InputError(f"the comparisons cannot be set side by side: {what} is {mine} here, {theirs} there")

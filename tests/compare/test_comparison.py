@@ -185,6 +185,13 @@ def test_other_inputs_cannot_be_set_side_by_side(comparison):
         comparison.against(replace(comparison, inputs={"input_ids": "1 x 8, int64"}))
 
 
+def test_models_of_one_class_and_two_sizes_cannot_be_set_side_by_side(comparison):
+    small, large = replace(comparison, parameters=1_000), replace(comparison, parameters=2_000)
+    assert small.against(small).ratio("fast-fp32") == 1.0
+    with pytest.raises(cpu.InputError, match="parameters is 1000 here, 2000 there"):
+        small.against(large)
+
+
 def test_a_recipe_that_was_not_compared_is_named(comparison):
     with pytest.raises(cpu.InputError, match="'fastest' was not compared"):
         comparison["fastest"]
