@@ -322,6 +322,40 @@ class SideBySide(Displayed):
         columns = ("recipe", "here", "there", "there / here")
         return Table(columns, rows, note=note, numeric=columns[1:])
 
+    def cost(self, price_here: float, price_there: float) -> Table:
+        """What a million inferences cost on either machine, if it does nothing else.
+
+        Parameters
+        ----------
+        price_here, price_there
+            What an hour of each machine costs, in the same currency.
+
+        Returns
+        -------
+        Table
+            A row for each recipe that was measured on one of them; an inference is one row of a batch.
+
+        Raises
+        ------
+        InputError
+            If a price is not a positive number.
+        """
+        prices = check_price(price_here), check_price(price_there)
+        if None in prices:
+            raise InputError(f"cost: price_here is {price_here!r}, price_there is {price_there!r}; give both")
+        rows = []
+        for name in dict.fromkeys((*self.here.rows, *self.there.rows)):
+            costs = [
+                side._cost(side.rows[name], price) if name in side.rows else None
+                for side, price in zip((self.here, self.there), prices, strict=True)
+            ]
+            if costs != [None, None]:
+                ratio = "" if None in costs else f"{costs[1] / costs[0]:.2f}"
+                rows.append((name, *("" if cost is None else f"{cost:.3g}" for cost in costs), ratio))
+        columns = ("recipe", "a million here", "a million there", "there / here")
+        note = f"At {prices[0]:g} an hour here and {prices[1]:g} there."
+        return Table(columns, tuple(rows), note=note, numeric=columns[1:])
+
     def _text(self, recipe: str) -> str:
         ratio = self.ratio(recipe)
         return "" if ratio is None else f"{ratio:.2f}"
