@@ -12,12 +12,14 @@ from functools import cache
 from html import escape
 from importlib.util import find_spec
 from io import BytesIO
+from textwrap import wrap
 from typing import Any
 
 from cpuinfer_helpers.errors import InputError
 
 RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"
 _MAX_CELL_WIDTH = 100
+_MAX_TITLE_WIDTH = 60
 
 
 class Displayed:
@@ -175,7 +177,8 @@ def bar_chart(
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel(unit)
-    axes.set_title(title)
+    # Matplotlib cuts off what is wider than the figure.
+    axes.set_title("\n".join(wrap(title, _MAX_TITLE_WIDTH)))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

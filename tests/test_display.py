@@ -155,6 +155,16 @@ def test_bar_chart_without_intervals_has_bars_only() -> None:
     assert list(axes.collections) == []
 
 
+def test_long_title_of_a_bar_chart_is_not_cut_off() -> None:
+    pytest.importorskip("matplotlib", reason="charts need matplotlib")
+    figure = bar_chart(["a"], [1.0], unit="ms", title="BertForQuestionAnswering " * 6)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.title.get_text().count("BertForQuestionAnswering") == 6
+    assert axes.title.get_window_extent().x0 >= 0
+    assert axes.title.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_bar_chart_is_a_picture_in_a_notebook() -> None:
     """IPython knows a figure only once pyplot has been imported, so the chart must bring its picture along."""
     picture = _chart()._repr_png_()
