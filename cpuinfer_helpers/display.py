@@ -1,6 +1,6 @@
-"""Tables and plots from plain data.
+"""Tables and plots from plain data, and a choice of models.
 
-The only module that imports matplotlib, and only when a plot is asked for.
+The only module that imports matplotlib and ipywidgets, and only when a plot or a choice is asked for.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
+from importlib.util import find_spec
 from io import BytesIO
+from textwrap import wrap
 from typing import Any
+
+from cpuinfer_helpers.errors import InputError
 
 RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"
 _MAX_CELL_WIDTH = 100
+_MAX_TITLE_WIDTH = 60
 
 
 class Displayed:
@@ -172,7 +177,8 @@ def bar_chart(
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel(unit)
-    axes.set_title(title)
+    # Matplotlib cuts off what is wider than the figure.
+    axes.set_title("\n".join(wrap(title, _MAX_TITLE_WIDTH)))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -227,6 +233,90 @@ def _figure_class() -> type:
             return picture.getvalue()
 
     return Chart
+
+
+class TypedChoice(Displayed):
+    """A choice without widgets: shows what can be chosen, and how.
+
+    Attributes
+    ----------
+    options
+        What is offered.
+    value
+        What is chosen, the first of them unless something else is assigned.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self.options = tuple(options)
+        self.value = self.options[0]
+
+    def table(self) -> Table:
+        """The options, with a mark at the one that is chosen."""
+        offered = self.options if self.value in self.options else (*self.options, self.value)
+        rows = tuple((option, "chosen" if option == self.value else "") for option in offered)
+        return Table(("model", ""), rows, note="ipywidgets is not installed: assign another one to .value")
+
+
+class WidgetChoice:
+    """A drop-down, and a text box that goes before it."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        import ipywidgets
+
+        wide = {"description_width": "8em"}
+        layout = ipywidgets.Layout(width="40em")
+        self._offered = ipywidgets.Dropdown(
+            options=list(options), description="one of these", style=wide, layout=layout
+        )
+        self._own = ipywidgets.Text(
+            placeholder="owner/name on the hub, or a folder", description="or your own", style=wide, layout=layout
+        )
+        self._both = ipywidgets.VBox([self._offered, self._own])
+
+    @property
+    def value(self) -> str:
+        """What is in the text box, if there is anything, else what the drop-down shows."""
+        return self._own.value.strip() or self._offered.value
+
+    @value.setter
+    def value(self, chosen: str) -> None:
+        offered = chosen in self._offered.options
+        self._own.value = "" if offered else chosen
+        if offered:
+            self._offered.value = chosen
+
+    def __repr__(self) -> str:
+        return f"chosen: {self.value}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        # A page without widgets shows the text.
+        return {**self._both._repr_mimebundle_(), "text/plain": repr(self)}
+
+
+def choose_model(options: Sequence[str]) -> TypedChoice | WidgetChoice:
+    """Offer models in a notebook: a drop-down, and a text box for any other.
+
+    Nothing waits for a click: ``value`` is the first option until somebody chooses.
+
+    Parameters
+    ----------
+    options
+        What the drop-down offers, the default first.
+
+    Returns
+    -------
+    object
+        ``value`` is the text if there is any, else the drop-down's choice; it can be assigned. Without ipywidgets the
+        object shows plain text and has the same ``value``.
+
+    Raises
+    ------
+    InputError
+        If there are no options.
+    """
+    if not options or isinstance(options, str):
+        raise InputError(f"options is {options!r}; give at least one name, in a list")
+    return WidgetChoice(options) if find_spec("ipywidgets") else TypedChoice(options)
 
 
 class GrowingTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -11,10 +12,12 @@ from cpuinfer_helpers.display import (
     Displayed,
     Table,
     bar_chart,
+    choose_model,
     format_bytes,
     format_seconds,
     shorten,
 )
+from cpuinfer_helpers.errors import InputError
 
 TABLE = Table(
     columns=("recipe", "time"),
@@ -152,8 +155,75 @@ def test_bar_chart_without_intervals_has_bars_only() -> None:
     assert list(axes.collections) == []
 
 
+def test_long_title_of_a_bar_chart_is_not_cut_off() -> None:
+    pytest.importorskip("matplotlib", reason="charts need matplotlib")
+    figure = bar_chart(["a"], [1.0], unit="ms", title="BertForQuestionAnswering " * 6)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.title.get_text().count("BertForQuestionAnswering") == 6
+    assert axes.title.get_window_extent().x0 >= 0
+    assert axes.title.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_bar_chart_is_a_picture_in_a_notebook() -> None:
     """IPython knows a figure only once pyplot has been imported, so the chart must bring its picture along."""
     picture = _chart()._repr_png_()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 1000
+
+
+OFFERED = ("question-answering", "text-classification")
+
+
+@pytest.fixture(params=["widgets", "plain text"])
+def choice(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    if request.param == "widgets":
+        pytest.importorskip("ipywidgets")
+    else:
+        # None in its place is how Python marks a module that cannot be imported.
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    return choose_model(OFFERED)
+
+
+def test_the_first_model_is_chosen_until_somebody_chooses(choice) -> None:
+    assert choice.value == "question-answering"
+
+
+@pytest.mark.parametrize("chosen", ["text-classification", "owner/name", "./folder"])
+def test_a_choice_can_be_assigned_and_taken_back(choice, chosen: str) -> None:
+    choice.value = chosen
+    assert choice.value == chosen
+    assert chosen in choice._repr_mimebundle_()["text/plain"]
+    choice.value = "question-answering"
+    assert choice.value == "question-answering"
+
+
+def test_text_goes_before_the_drop_down_and_spaces_do_not_count() -> None:
+    pytest.importorskip("ipywidgets")
+    choice = choose_model(OFFERED)
+    dropdown, text = choice._both.children
+    dropdown.value = "text-classification"
+    assert choice.value == "text-classification"
+    text.value = " owner/name "
+    assert choice.value == "owner/name"
+    text.value = "  "
+    assert choice.value == "text-classification"
+
+
+def test_a_notebook_shows_the_widgets() -> None:
+    pytest.importorskip("ipywidgets")
+    assert "application/vnd.jupyter.widget-view+json" in choose_model(OFFERED)._repr_mimebundle_()
+
+
+def test_without_widgets_every_option_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    lines = str(choose_model(OFFERED)).splitlines()
+    assert lines[2].split() == ["question-answering", "chosen"]
+    assert lines[3].split() == ["text-classification"]
+    assert ".value" in lines[-1]
+
+
+@pytest.mark.parametrize("options", [[], "question-answering"])
+def test_a_choice_needs_a_list_of_options(options) -> None:
+    with pytest.raises(InputError, match="at least one name"):
+        choose_model(options)

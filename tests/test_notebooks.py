@@ -23,6 +23,7 @@ EXPECTED = [
     "05-bf16-autocast",
     "06-bettertransformer",
     "08-int8",
+    "09-choose-for-your-machine",
 ]
 PATHS = navigation.course(FOLDER)
 

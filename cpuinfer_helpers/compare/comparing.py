@@ -118,6 +118,7 @@ def circumstances(model: torch.nn.Module, inputs: Mapping[str, Any], threads: in
     tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     return {
         "model": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "inputs": {name: _shape_text(tensor) for name, tensor in tensors.items()},
         "batch_size": next(iter(tensors.values())).shape[0],
         "threads": threads,

@@ -132,6 +132,8 @@ class Comparison(Displayed):
         Measured rates, and operations of one call; None where they were not measured.
     price_per_hour
         What an hour of this machine costs, in any currency; None if not given.
+    parameters
+        Number of the model's parameters, because a class has models of many sizes; None if not known.
     """
 
     rows: Mapping[str, RecipeResult]
@@ -144,6 +146,7 @@ class Comparison(Displayed):
     flops: int | None = None
     price_per_hour: float | None = None
     notes: tuple[str, ...] = field(default=())
+    parameters: int | None = None
 
     def __getitem__(self, recipe: str) -> RecipeResult:
         if recipe not in self.rows:
@@ -241,7 +244,7 @@ class Comparison(Displayed):
         Raises
         ------
         InputError
-            If the other one is of another model or other shapes.
+            If the other one is of another model, of a model of another size, or of other shapes.
         """
         return SideBySide(self, other)
 
@@ -297,7 +300,7 @@ class SideBySide(Displayed):
     there: Comparison
 
     def __post_init__(self) -> None:
-        for what in ("model", "inputs"):
+        for what in ("model", "parameters", "inputs"):
             mine, theirs = getattr(self.here, what), getattr(self.there, what)
             if mine != theirs:
                 raise InputError(f"the comparisons cannot be set side by side: {what} is {mine} here, {theirs} there")
@@ -318,6 +321,40 @@ class SideBySide(Displayed):
         note = f"Here: {_machine_text(self.here)}. There: {_machine_text(self.there)}. Measured at different times."
         columns = ("recipe", "here", "there", "there / here")
         return Table(columns, rows, note=note, numeric=columns[1:])
+
+    def cost(self, price_here: float, price_there: float) -> Table:
+        """What a million inferences cost on either machine, if it does nothing else.
+
+        Parameters
+        ----------
+        price_here, price_there
+            What an hour of each machine costs, in the same currency.
+
+        Returns
+        -------
+        Table
+            A row for each recipe that was measured on one of them; an inference is one row of a batch.
+
+        Raises
+        ------
+        InputError
+            If a price is not a positive number.
+        """
+        prices = check_price(price_here), check_price(price_there)
+        if None in prices:
+            raise InputError(f"cost: price_here is {price_here!r}, price_there is {price_there!r}; give both")
+        rows = []
+        for name in dict.fromkeys((*self.here.rows, *self.there.rows)):
+            costs = [
+                side._cost(side.rows[name], price) if name in side.rows else None
+                for side, price in zip((self.here, self.there), prices, strict=True)
+            ]
+            if costs != [None, None]:
+                ratio = "" if None in costs else f"{costs[1] / costs[0]:.2f}"
+                rows.append((name, *("" if cost is None else f"{cost:.3g}" for cost in costs), ratio))
+        columns = ("recipe", "a million here", "a million there", "there / here")
+        note = f"At {prices[0]:g} an hour here and {prices[1]:g} there."
+        return Table(columns, tuple(rows), note=note, numeric=columns[1:])
 
     def _text(self, recipe: str) -> str:
         ratio = self.ratio(recipe)

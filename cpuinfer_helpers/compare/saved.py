@@ -17,7 +17,7 @@ from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.restoring import SPECIAL_NUMBERS, restore
 
 _KIND = "cpuinfer comparison"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:

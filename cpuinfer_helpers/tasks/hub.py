@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cpuinfer_helpers.errors import InputError
+
 logger = logging.getLogger("cpuinfer_helpers")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -182,7 +184,8 @@ def load_or_download_again(repository: str, load: Callable[[Path], Loaded]) -> L
     repository
         Owner and name on the hub.
     load
-        Loads from a folder; raises if the files cannot be read.
+        Loads from a folder; raises if the files cannot be read, and InputError if it is not for the files that it
+        cannot.
 
     Returns
     -------
@@ -191,6 +194,8 @@ def load_or_download_again(repository: str, load: Callable[[Path], Loaded]) -> L
     folder = fetch_model(repository)
     try:
         return load(folder)
+    except InputError:  # of the request, not of the files
+        raise
     except Exception as error:  # safetensors, JSON and pickle readers each have errors of their own
         if hub_unavailable():
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import DataError, InputError, first_line
 from cpuinfer_helpers.tasks import hub
-from cpuinfer_helpers.tasks.loading import TASK_NAMES, read_examples
+from cpuinfer_helpers.tasks.loading import TASK_NAMES, load_task, read_examples
 from cpuinfer_helpers.tasks.task import Task
 
 _AUTO_CLASSES = {
@@ -23,6 +25,14 @@ _AUTO_CLASSES = {
     "audio-classification": "AutoModelForAudioClassification",
 }
 MODEL_TASKS = tuple(_AUTO_CLASSES)
+# Where transformers lists the classes of each task.
+_CLASS_LISTS = {
+    "question-answering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "text-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "token-classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "audio-classification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+}
 _LENGTH = 384
 # One second at the rate that nearly all speech models are trained for.
 _SAMPLES = 16_000
@@ -31,7 +41,7 @@ _SEED = 0
 
 @dataclass(frozen=True, repr=False)
 class LoadedModel(Displayed):
-    """A model from a folder or the hub; made by :func:`load_model`.
+    """A model from a folder, the hub or a task; made by :func:`load_model`.
 
     Attributes
     ----------
@@ -43,7 +53,7 @@ class LoadedModel(Displayed):
     tokenizer
         Its tokenizer; None where there is none, and for images and audio.
     origin
-        The folder or the hub's name.
+        The folder or the hub's name; for a task's own model what the task says.
     notes
         What a user should know of its inputs.
     """
@@ -125,18 +135,19 @@ class LoadedModel(Displayed):
         return {name: tensor for name, tensor in inputs.items() if name in known}
 
 
-def load_model(name_or_path: str, task: str) -> LoadedModel:
-    """Load a model for a task from a folder, or from the hub.
+def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) -> LoadedModel:
+    """Load a model from a folder or from the hub, or a task's own model.
 
     Code that comes with a model is not run, and weights are read as safetensors, or with ``weights_only=True``.
 
     Parameters
     ----------
     name_or_path
-        A folder that ``save_pretrained`` wrote, or owner and name on the hub.
+        A folder that ``save_pretrained`` wrote, or owner and name on the hub; or the name of a task of
+        :func:`~cpuinfer_helpers.load_task`, for the model that is timed there (a folder of that name: ``./name``).
     task
         ``question-answering``, ``text-classification``, ``token-classification``, ``image-classification`` or
-        ``audio-classification``.
+        ``audio-classification``; what the model's configuration says it was saved for unless given.
 
     Returns
     -------
@@ -145,32 +156,44 @@ def load_model(name_or_path: str, task: str) -> LoadedModel:
     Raises
     ------
     InputError
-        For an unknown task, or a name that is neither a folder nor a name on the hub.
+        For an unknown task, a name that is neither a folder nor a name on the hub, or a model whose configuration does
+        not tell its task.
     DataError
         If the model cannot be read, or the hub does not have it or does not answer.
     """
-    if task not in _AUTO_CLASSES:
+    if task is not None and task not in _AUTO_CLASSES:
         raise InputError(f"unknown task {task!r}; choose from {', '.join(MODEL_TASKS)}")
-    if not name_or_path or not isinstance(name_or_path, str):
+    if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
         raise InputError(f"name_or_path is {name_or_path!r}; give a folder, or owner and name on the hub")
-    folder = Path(name_or_path).expanduser()
+    if name_or_path in TASK_NAMES:
+        return _of_task(str(name_or_path), task)
+    name, folder = os.fspath(name_or_path), Path(name_or_path).expanduser()
     try:
         if folder.is_dir():
             return _read(folder, task, str(folder))
-        if name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/")):
-            raise InputError(f"{name_or_path} is no folder here, and no name on the hub; give one of the two")
-        return hub.load_or_download_again(name_or_path, lambda path: _read(path, task, f"hub: {name_or_path}"))
+        if name.count("/") > 1 or name.startswith((".", "~", "/")):
+            raise InputError(f"{name} is no folder here, and no name on the hub; give one of the two")
+        return hub.load_or_download_again(name, lambda path: _read(path, task, f"hub: {name}"))
     except InputError:
         raise
     except Exception as error:  # hub, safetensors, JSON and configurations each have errors of their own
         unavailable = hub.hub_unavailable()
         away = f" ({unavailable})" if unavailable and not folder.is_dir() else ""
-        raise DataError(f"{name_or_path} cannot be loaded for {task}: {first_line(error)}{away}") from error
+        wanted = f" for {task}" if task else ""
+        raise DataError(f"{name} cannot be loaded{wanted}: {first_line(error)}{away}") from error
 
 
-def _read(folder: Path, task: str, origin: str) -> LoadedModel:
+def _of_task(name: str, task: str | None) -> LoadedModel:
+    if task not in (None, name):
+        raise InputError(f"{name!r} is a task, and the task given is {task!r}; leave one of the two out")
+    loaded = load_task(name)
+    return LoadedModel(loaded.model, name, loaded.tokenizer, loaded.origin)
+
+
+def _read(folder: Path, task: str | None, origin: str) -> LoadedModel:
     import transformers
 
+    task = task or _saved_for(folder, origin)
     model = getattr(transformers, _AUTO_CLASSES[task]).from_pretrained(folder, local_files_only=True).float().eval()
     if task not in TASK_NAMES:
         return LoadedModel(model, task, None, origin, ("Inputs are random numbers, which cost the same time.",))
@@ -180,6 +203,20 @@ def _read(folder: Path, task: str, origin: str) -> LoadedModel:
         note = f"No tokenizer ({first_line(error)}), so inputs are random tokens."
         return LoadedModel(model, task, None, origin, (note,))
     return LoadedModel(model, task, tokenizer, origin)
+
+
+def _saved_for(folder: Path, origin: str) -> str:
+    """The task of the class that wrote the configuration."""
+    from transformers.models.auto import modeling_auto
+
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
+    for task, list_name in _CLASS_LISTS.items():
+        listed = getattr(modeling_auto, list_name).values()
+        names = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
+        if names & set(saved):
+            return task
+    said = f"it was saved as {', '.join(saved)}" if saved else "its configuration names no class"
+    raise InputError(f"{origin}: {said}, which tells no task; give task, one of {', '.join(MODEL_TASKS)}")
 
 
 def _longest(config: Any) -> int:

@@ -180,9 +180,30 @@ def test_two_machines_side_by_side(comparison):
     assert "a CPU" in both.table().note and "another" in both.table().note
 
 
+def test_what_a_million_costs_on_two_machines(comparison):
+    slower = {name: replace(row, timing=timing(name, 0.2)) for name, row in comparison.rows.items() if row.timing}
+    both = comparison.against(replace(comparison, rows=slower))
+    rows = {row[0]: row[1:] for row in both.cost(1.8, 0.9).table().rows}
+    here, there = comparison["fast-fp32"].timing.median, slower["fast-fp32"].timing.median
+    # A million times the seconds of one row of the batch, at the price of a second.
+    costs = [1e6 * here / comparison.batch_size * 1.8 / 3600, 1e6 * there / comparison.batch_size * 0.9 / 3600]
+    assert rows["fast-fp32"] == (*(f"{cost:.3g}" for cost in costs), "2.00")
+    assert "absent-int8" not in rows
+    for prices in ((1.0, 0.0), (1.0, None)):
+        with pytest.raises(cpu.InputError, match="price"):
+            both.cost(*prices)
+
+
 def test_other_inputs_cannot_be_set_side_by_side(comparison):
     with pytest.raises(cpu.InputError, match="inputs is"):
         comparison.against(replace(comparison, inputs={"input_ids": "1 x 8, int64"}))
+
+
+def test_models_of_one_class_and_two_sizes_cannot_be_set_side_by_side(comparison):
+    small, large = replace(comparison, parameters=1_000), replace(comparison, parameters=2_000)
+    assert small.against(small).ratio("fast-fp32") == 1.0
+    with pytest.raises(cpu.InputError, match="parameters is 1000 here, 2000 there"):
+        small.against(large)
 
 
 def test_a_recipe_that_was_not_compared_is_named(comparison):

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks import hub
 from tests.conftest import make_bert, write_tokenizer
 
@@ -268,6 +269,7 @@ def test_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, endpoint: 
 LOAD = """
 import json, logging, sys
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks import hub
 records = []
 class Keep(logging.Handler):
@@ -441,3 +443,15 @@ def test_model_that_cannot_be_read_and_no_hub_is_an_error(
     with caplog.at_level(logging.WARNING), pytest.raises(OSError, match="damaged"):
         hub.load_or_download_again("a/b", load)
     assert not caplog.records
+
+
+def test_a_request_that_cannot_be_met_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def load(folder: Path) -> None:
+        raise InputError("this model tells no task")
+
+    fetched = []
+    monkeypatch.setattr(hub, "hub_unavailable", lambda: None)
+    monkeypatch.setattr(hub, "fetch_model", lambda name, fresh=False: fetched.append(fresh) or tmp_path)
+    with pytest.raises(InputError, match="tells no task"):
+        hub.load_or_download_again("a/b", load)
+    assert fetched == [False]
