@@ -69,7 +69,7 @@ def test_every_field_of_the_manifest_in_turn(folder: Path, answers: torch.Tensor
     refused = set()
     for path in places(manifest):
         # The receipt and the dtypes of single weights decide nothing here.
-        if (path[0] == "receipt" and len(path) > 2) or path[:2] == ("model", "dtypes") and len(path) > 2:
+        if (path[0] == "receipt" and len(path) > 2) or (path[:2] == ("model", "dtypes") and len(path) > 2):
             continue
         changes = [lambda holder, key, v=value: holder.__setitem__(key, v) for value in (None, 7, "x", {}, [1])]
         for change in [*changes, lambda holder, key: holder.pop(key)]:
