@@ -59,6 +59,14 @@ class SeedsItself(torch.nn.Module):
         return input_ids.float() @ torch.randn(input_ids.shape[1], 4)
 
 
+class SeedsItselfInPlace(torch.nn.Module):
+    """Its trace draws other numbers under every seed but the model's own, which is the seed of the comparison too."""
+
+    def forward(self, input_ids):
+        torch.manual_seed(0)
+        return input_ids.float()[:, :1] * torch.empty(4).normal_()
+
+
 class CallsVmap(torch.nn.Module):
     def forward(self, input_ids):
         return torch.vmap(lambda row: row.float() * 2)(input_ids)
@@ -89,6 +97,11 @@ def test_random_numbers_of_a_model_that_seeds_itself_stay_the_same():
     traced = cpu.trace_model(model, {"input_ids": ids()}, each_shape=True)
     torch.manual_seed(1)
     torch.testing.assert_close(traced(input_ids=ids()), model(ids()))
+
+
+def test_a_trace_that_is_right_under_one_seed_only_is_refused():
+    answered = cpu.trace_model(SeedsItselfInPlace().eval(), {"input_ids": ids()})
+    assert not answered.traced and "'example'" in answered.reason
 
 
 def test_vmap_is_refused_because_running_a_trace_of_it_may_end_the_process():
