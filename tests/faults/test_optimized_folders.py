@@ -81,7 +81,8 @@ def test_every_field_of_the_manifest_in_turn(folder: Path, answers: torch.Tensor
                 assert isinstance(error, cpu.ArtifactError) and str(folder) in str(error), path
                 refused.add(path[0])
                 continue
-            seen = seen["start_logits"] if isinstance(seen, dict) else seen[0]
+            assert "start_logits" in seen, path
+            seen = seen["start_logits"]
             torch.testing.assert_close(seen, answers, rtol=0, atol=1e-5)
             assert loaded.table() and loaded.receipt
     wanted = {"kind", "format_version", "files", "recipe", "versions", "isa", "inputs", "constants", "receipt"}
@@ -92,7 +93,7 @@ def test_every_field_that_a_rebuild_reads(folder: Path, answers: torch.Tensor) -
     manifest = read(folder)
     fields = [path for path in places(manifest) if path[0] in ("model", "constants", "inputs", "tolerance", "reason")]
     for path in [path for path in fields if "layer" not in str(path) and "embeddings" not in str(path)]:
-        for value in (None, 7, "x", {}, [1]):
+        for value in (None, "x", [1]):
             write(folder, changed(manifest, path, lambda holder, key, v=value: holder.__setitem__(key, v)))
             try:
                 loaded = cpu.load_optimized(folder, rebuild=True)
@@ -244,5 +245,3 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(cpu.ArtifactError):
         cpu.load_optimized(tmp_path / ("x" * 300))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-

@@ -101,7 +101,7 @@ SAVE_IPEX = """
 import json, sys
 from pathlib import Path
 from tests.optimize.saving_cases import by_hand, make_bert, make_inputs
-for recipe in ("ipex-fp32", "ipex-bf16", "ipex-int8"):
+for recipe in ("ipex-fp32", "ipex-bf16"):
     by_hand(recipe, make_bert(), make_inputs()).save(Path(sys.argv[1]) / recipe)
 print("SEEN", json.dumps(sorted(path.name for path in Path(sys.argv[1]).iterdir())))
 """
