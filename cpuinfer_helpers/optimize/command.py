@@ -108,7 +108,7 @@ def _metric(loaded: LoadedModel, examples: int) -> _TaskMetric | None:
 def _calibration(loaded: LoadedModel, precisions: list[str], options: argparse.Namespace) -> tuple[Any, ...]:
     if "int8" not in precisions or loaded.tokenizer is None:
         return ()
-    return calibration_of(loaded.as_task(), options.length)
+    return calibration_of(loaded.as_task())
 
 
 def _names(option: str, text: str) -> list[str]:
