@@ -50,6 +50,7 @@ def test_cut_at_every_tenth_of_its_length(folder: Path, name: str) -> None:
             with pytest.raises(cpu.ArtifactError) as caught:
                 cpu.load_optimized(folder, **options)
             assert str(folder / name) in str(caught.value)
+            assert ("its sha256 differs" in str(caught.value)) == (name != MANIFEST)
 
 
 @pytest.mark.parametrize("name", FILES)
