@@ -70,6 +70,21 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_target(directory: str | os.PathLike[str], kind: str) -> None:
+    """Refuse a folder that :func:`new_artifact` would refuse, before the work whose result is to go there.
+
+    Raises
+    ------
+    ArtifactError
+        If it holds something else, or is a file.
+    """
+    target = Path(directory).expanduser().resolve()
+    try:
+        _check_replaceable(target, kind)
+    except OSError as error:
+        raise ArtifactError(f"{target} cannot be written: {error}; give another folder") from error
+
+
 def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: int) -> dict[str, Any]:
     """The manifest of an artifact, after every file has been checked against it.
 

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cpuinfer_helpers.artifacts import check_target
+from cpuinfer_helpers.compare.comparison import check_price
 from cpuinfer_helpers.compare.scores import calibration_of
 from cpuinfer_helpers.errors import CpuInferError, InputError
 from cpuinfer_helpers.optimize.optimizing import optimize
+from cpuinfer_helpers.optimize.saving import KIND
 from cpuinfer_helpers.recipes.base import PRECISIONS
 from cpuinfer_helpers.tasks import Task
 from cpuinfer_helpers.tasks.models import MODEL_TASKS, LoadedModel, load_model
@@ -56,6 +59,11 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     precisions = _names("--precisions", options.precisions)
     recipes = _names("--recipes", options.recipes) if options.recipes is not None else None
+    # What would fail in the end fails before minutes are spent.
+    if options.price_per_hour is not None:
+        check_price(options.price_per_hour)
+    if options.save:
+        check_target(options.save, KIND)
     loaded = load_model(options.model, options.task)
     print(loaded, flush=True)
     optimized = optimize(
@@ -100,7 +108,7 @@ def _metric(loaded: LoadedModel, examples: int) -> _TaskMetric | None:
 def _calibration(loaded: LoadedModel, precisions: list[str], options: argparse.Namespace) -> tuple[Any, ...]:
     if "int8" not in precisions or loaded.tokenizer is None:
         return ()
-    return calibration_of(loaded.as_task(), options.length)
+    return calibration_of(loaded.as_task())
 
 
 def _names(option: str, text: str) -> list[str]:

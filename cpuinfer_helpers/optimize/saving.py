@@ -28,7 +28,7 @@ from cpuinfer_helpers.verification import CALLS_PER_CHECK, largest_error, run_se
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-_KIND = "cpuinfer-optimized-model"
+KIND = "cpuinfer-optimized-model"
 _FORMAT_VERSION = 1
 _PROBE_FILE = "probe.safetensors"
 _COMPARISON_FILE = "comparison.json"
@@ -55,7 +55,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
         "reason": optimized.reason,
         "tolerance": optimized.tolerance,
     }
-    with new_artifact(directory, _KIND, manifest) as folder:
+    with new_artifact(directory, KIND, manifest) as folder:
         manifest["model"] = write_model(model, folder)
         manifest["exported"] = recipe.export is not None and prepared.prepared
         if manifest["exported"]:
@@ -109,7 +109,7 @@ def load_optimized(
         If the recipe cannot run here.
     """
     folder = Path(directory).expanduser()
-    manifest = read_manifest(folder, _KIND, _FORMAT_VERSION)
+    manifest = read_manifest(folder, KIND, _FORMAT_VERSION)
     try:
         recipe = _known_recipe(manifest["recipe"], folder)
         if not rebuild:

@@ -202,6 +202,9 @@ def _read(folder: Path, task: str | None, origin: str) -> LoadedModel:
     except Exception as error:  # each tokenizer reads files of its own, and says in its own way that they are missing
         note = f"No tokenizer ({first_line(error)}), so inputs are random tokens."
         return LoadedModel(model, task, None, origin, (note,))
+    # Without any files, transformers 5 makes one that knows no words.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        return LoadedModel(model, task, None, origin, ("No tokenizer, so inputs are random tokens.",))
     return LoadedModel(model, task, tokenizer, origin)
 
 

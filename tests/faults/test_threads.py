@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
+from cpuinfer_helpers import doctor
+from cpuinfer_helpers.machine import machine_report
 from tests.conftest import seen_in_child
 
 WORK = """
@@ -35,8 +36,8 @@ if "int8" in sys.argv:
     seen["threads after"] = torch.get_num_threads()
 print("SEEN", json.dumps(seen))
 """
-NO_NUMBER = {"nought": "0", "minus one": "-1", "a word": "abc"}
-OTHERS = {"empty": "", "a thousand": "1000"}
+NO_NUMBER = ("0", "-1", "abc")
+TAKEN = ("", "1", "1000")
 
 
 def work(*words: str, **environment: str) -> dict[str, Any]:
@@ -44,34 +45,27 @@ def work(*words: str, **environment: str) -> dict[str, Any]:
     return seen_in_child("-c", WORK, *words, MKL_NUM_THREADS="", GOMP_SPINCOUNT="0", **environment)
 
 
-@pytest.fixture(scope="module")
-def seen() -> dict[str, dict[str, Any]]:
-    """Two children at a time: most of it is importing."""
-
-    def of(value: str) -> dict[str, Any]:
-        return work(OMP_NUM_THREADS=value)
-
-    given = {**NO_NUMBER, **OTHERS}
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(given, pool.map(of, given.values()), strict=True))
+@pytest.mark.parametrize("value", ["0", "1000"])
+def test_an_absurd_number_of_threads_stops_nothing(value):
+    """OpenMP reads it when a process begins."""
+    seen = work(OMP_NUM_THREADS=value)
+    assert seen["traced"] and seen["threads"] >= 1
+    assert ("is no number of threads" in seen["doctor"]) == (value in NO_NUMBER)
 
 
-@pytest.mark.parametrize("name", [*NO_NUMBER, *OTHERS])
-def test_an_absurd_number_of_threads_stops_nothing(seen, name):
-    assert seen[name]["traced"]
-    assert seen[name]["threads"] >= 1
+@pytest.mark.parametrize("value", NO_NUMBER)
+def test_what_is_no_number_of_threads_is_named(monkeypatch, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    report = machine_report()
+    told = str(doctor._cores(report))
+    assert told.startswith("[warn]") and f"OMP_NUM_THREADS={value!r} is no number of threads" in told
+    assert f"set OMP_NUM_THREADS={report.cores}" in told
 
 
-@pytest.mark.parametrize("name", NO_NUMBER)
-def test_what_is_no_number_of_threads_is_named(seen, name):
-    told = seen[name]["doctor"]
-    assert told.startswith("[warn]") and f"OMP_NUM_THREADS={NO_NUMBER[name]!r} is no number of threads" in told
-    assert f"set OMP_NUM_THREADS={seen[name]['cores']}" in told
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_openmp_takes_is_not_called_wrong(seen, name):
-    assert "is no number of threads" not in seen[name]["doctor"]
+@pytest.mark.parametrize("value", TAKEN)
+def test_what_openmp_takes_is_not_called_wrong(monkeypatch, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert "is no number of threads" not in str(doctor._cores(machine_report()))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot keep a process on one core")

@@ -31,6 +31,7 @@ def test_a_saved_trace(saved, tmp_path, name):
             with pytest.raises(cpu.ArtifactError) as caught:
                 cpu.TracedModel.load(folder, verify=verify)
             assert str(folder / name) in str(caught.value)
+            assert ("its sha256 differs" in str(caught.value)) == (name != "manifest.json")
 
 
 def test_a_saved_comparison(outcome, tmp_path):
