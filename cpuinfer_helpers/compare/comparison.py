@@ -302,7 +302,7 @@ class SideBySide(Displayed):
     def __post_init__(self) -> None:
         for what in ("model", "parameters", "inputs"):
             mine, theirs = getattr(self.here, what), getattr(self.there, what)
-            if mine != theirs:
+            if mine != theirs and None not in (mine, theirs):
                 raise InputError(f"the comparisons cannot be set side by side: {what} is {mine} here, {theirs} there")
 
     def ratio(self, recipe: str) -> float | None:

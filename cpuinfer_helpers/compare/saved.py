@@ -18,6 +18,8 @@ from cpuinfer_helpers.restoring import SPECIAL_NUMBERS, restore
 
 _KIND = "cpuinfer comparison"
 _FORMAT_VERSION = 2
+# The first format did not say how many parameters the model has.
+_WITHOUT_PARAMETERS = 1
 
 
 def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
@@ -58,7 +60,9 @@ def load(path: str | os.PathLike[str]) -> Comparison:
     if not isinstance(data, dict) or data.pop("kind", None) != _KIND:
         raise ArtifactError(f"{source} is not a comparison; give a file that Comparison.save() wrote")
     version = data.pop("format_version", None)
-    if version != _FORMAT_VERSION:
+    if version == _WITHOUT_PARAMETERS:
+        data["parameters"] = None
+    elif version != _FORMAT_VERSION:
         raise ArtifactError(f"{source} has format {version!r}, this version reads {_FORMAT_VERSION}; save it again")
     try:
         comparison = restore(Comparison, data, "comparison")

@@ -125,6 +125,18 @@ def test_what_was_saved_is_what_is_loaded(comparison, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["here.json"]
 
 
+def test_a_file_of_the_first_format_is_read_and_set_beside_others(comparison, tmp_path):
+    path = tmp_path / "earlier.json"
+    comparison.save(path)
+    data = json.loads(path.read_text())
+    data["format_version"] = 1
+    del data["parameters"]
+    path.write_text(json.dumps(data))
+    earlier = cpu.Comparison.load(path)
+    assert earlier == replace(comparison, parameters=None)
+    assert replace(comparison, parameters=5).against(earlier).ratio("eager-fp32") == 1.0
+
+
 def change(path: tuple, value):
     def apply(data):
         for key in path[:-1]:
