@@ -94,11 +94,11 @@ class Session:
         ChildLost
             If it cannot.
         """
+        sent = self._sent(recipe)
         child = self._ready.pop(recipe.name, None)
         if child is None:
             child = self._new_child(recipe)
             self._wait(child, "start")
-        sent = self._sent(recipe)
         loaded = self.ask(child, "load", content=self._parcel.to_dict(), recipe=sent)
         return child, loaded["seconds"]
 
