@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.apart import pytest_pyfunc_call  # noqa: F401  a hook, which pytest looks for here
+
 # The libraries read it when they are imported. The tests of the hub start child processes with a hub of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor does it matter what is in the cache of whoever runs the tests.

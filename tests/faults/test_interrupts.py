@@ -19,6 +19,8 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare.scores import score_recipes
 from tests.faults.harm import Layers, example, sleep_after_writing, wait_for
 
+pytestmark = pytest.mark.apart
+
 
 @pytest.fixture(autouse=True)
 def _interrupts_are_raised():

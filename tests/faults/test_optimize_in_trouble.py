@@ -169,6 +169,7 @@ def remembered() -> list[Path]:
     return list(cache_directory().rglob("*.json"))
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("stage", ["preparing", "verifying", "measuring"])
 def test_an_interrupt(patch: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str) -> None:
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -194,6 +195,7 @@ def test_an_interrupt(patch: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
     assert left_behind(before) == ([], []) and not remembered()
 
 
+@pytest.mark.apart
 def test_two_processes_optimize_the_same_model(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each ends well, one choice is kept, and the next call uses it."""
 

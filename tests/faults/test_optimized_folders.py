@@ -183,6 +183,7 @@ def test_a_full_disk_while_it_is_saved(tmp_path: Path, recipe: str) -> None:
     assert cpu.load_optimized(target).recipe == recipe
 
 
+@pytest.mark.apart
 def test_two_processes_save_to_one_folder(tmp_path: Path) -> None:
     target = tmp_path / "saved" / "model"
     models = {

@@ -172,6 +172,7 @@ def test_a_full_disk(file: Path, searches: list[int], caplog: pytest.LogCaptureF
         file.write_bytes(whole)
 
 
+@pytest.mark.apart
 def test_two_processes_that_remember_the_same(searches: list[int], tmp_path: Path) -> None:
     comparison, model = found(), Layers().eval()
     folder = tmp_path / "cache" / "choices"

@@ -19,6 +19,8 @@ from cpuinfer_helpers.artifacts import new_artifact, read_manifest
 from cpuinfer_helpers.tasks import loading
 from cpuinfer_helpers.tasks.loading import DATA
 
+pytestmark = pytest.mark.apart
+
 
 def in_two_processes(work: Callable[[str], None]) -> None:
     """Both begin when both are there."""
