@@ -18,6 +18,7 @@ from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
+from cpuinfer_helpers.recipes.signal_stack import signal_stack_kept
 
 _FILE = "model.openvino"
 # Nodes that hold or hand over tensors and compute nothing.
@@ -52,7 +53,7 @@ def _build(
     # SDPA reaches OpenVINO as one operator, which it runs up to 8 % faster than the products and softmax of eager
     # attention (BERT-base, FP32, BF16 and INT8).
     model = attention_copy(request, "sdpa")
-    with libraries_quiet() as warnings:
+    with signal_stack_kept(), libraries_quiet() as warnings:
         import openvino
 
         adapter = named_inputs(model, request.inputs)
@@ -157,7 +158,7 @@ def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
 
 
 def _restore(stored: Stored, folder: Path) -> Build:
-    with libraries_quiet():
+    with signal_stack_kept(), libraries_quiet():
         import openvino
 
         blob = io.BytesIO((folder / _FILE).read_bytes())

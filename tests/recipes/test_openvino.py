@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.recipes import get_recipe, prepare
+from cpuinfer_helpers.recipes.signal_stack import signal_stack
 from tests.conftest import make_bert, make_inputs
 from tests.recipes.peers import LeavesOneOut, NoProduct, Rectifier, errors, features, nothing_changes
 
@@ -197,3 +200,29 @@ print("sent", sent)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "sent []\n"
     assert not (tmp_path / "intel").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets signal stacks on Linux only")
+@pytest.mark.parametrize("name", ALL)
+def test_the_stack_for_signals_is_left_as_it_was(name):
+    """OpenVINO sets one of its own and frees it with a model, in any order; then Ctrl-C ended the process."""
+    before = signal_stack()
+    models = [prepare(name, make_bert(), make_inputs(), on_failure="raise") for _ in range(2)]
+    assert signal_stack() == before
+    models.pop(0)
+    models.pop()
+    assert signal_stack() == before
+
+
+@pytest.mark.apart
+def test_an_interrupt_after_models_are_gone_is_an_interrupt():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    models = [prepare("openvino-fp32", make_bert(), make_inputs(), on_failure="raise") for _ in range(2)]
+    models.pop(0)
+    models.pop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, handler)
