@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,8 +96,10 @@ class Bench:
         error = max_error(expected, answers, given)
         return replace(row, max_error=error, label_agreement=percent, labels=labels, resident_bytes=resident_bytes)
 
-    def rounds(self, candidates: Sequence[Candidate], on_round: Callable[[int], None]) -> Rounds:
-        """Give each candidate its turns."""
+    def rounds(
+        self, candidates: Sequence[Candidate], on_round: Callable[[int], None], deadline: float = math.inf
+    ) -> Rounds:
+        """Give each candidate its turns, and end by the deadline (``time.monotonic()``) if six of each fit in."""
         return run_rounds(
             [candidate.child for candidate in candidates],
             {candidate.row.recipe: candidate.call_s for candidate in candidates},
@@ -104,6 +107,7 @@ class Bench:
             budget_s=self.budget_s,
             relative_width=self.relative_width,
             on_round=on_round,
+            deadline=deadline,
         )
 
     def timing(self, candidate: Candidate, rounds: Rounds) -> Timing:

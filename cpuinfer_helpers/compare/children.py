@@ -165,7 +165,7 @@ class Child:
             if self._process.poll() is not None:
                 self._lose(self._crash())
             if time.monotonic() > deadline:
-                self._lose(f"timed out: {do.replace('_', ' ')} took more than {timeout_s:g} s")
+                self._lose(f"timed out: {do.replace('_', ' ')} took more than {round(timeout_s, 1):g} s")
             if watch is not None:
                 self.peak_bytes = max(self.peak_bytes, private_bytes([self.process_id]))
                 reason = watch()

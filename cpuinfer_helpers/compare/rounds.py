@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ def run_rounds(
     budget_s: float,
     relative_width: float,
     on_round: Callable[[int], None],
+    deadline: float = math.inf,
 ) -> Rounds:
     """Give every child its turns until all intervals are tight or the time is up.
 
@@ -64,14 +66,17 @@ def run_rounds(
         Stop when every median's 95% interval is narrower than this share of it.
     on_round
         Told the number of rounds so far.
+    deadline
+        By ``time.monotonic()``. Once there are six rounds, none is begun that would end later.
     """
     turn_s = min(TURN_S, budget_s / 20)
     calls = {child.recipe: max(1, round(turn_s / call_seconds[child.recipe])) for child in children}
     started = time.perf_counter()
-    deadline = started + budget_s * len(children)
+    budget_end = started + budget_s * len(children)
     alive = list(children)
     result = Rounds({child.recipe: [] for child in children}, round_id=f"{started:.9f}")
     for number in range(1, MAX_ROUNDS + 1):
+        begun = time.monotonic()
         for child in _rotated(alive, number):
             try:
                 seconds = run(child, calls[child.recipe])
@@ -88,7 +93,8 @@ def run_rounds(
         if all(_is_tight(samples, relative_width) for samples in result.samples.values()):
             result.stopped_by = "interval"
             break
-        if time.perf_counter() >= deadline:
+        now = time.monotonic()
+        if time.perf_counter() >= budget_end or now + (now - begun) > deadline:
             result.stopped_by = "budget"
             break
     return result

@@ -165,7 +165,7 @@ class Search:
         if REFERENCE not in self._waiting():
             return new_row(recipe, f"{NOT_TRIED}: the reference was not measured, so there is nothing to compare with")
         if self._time_left() < 1.0:
-            return new_row(recipe, f"{NOT_TRIED}: the budget of {self.budget_s:g} s is used up")
+            return new_row(recipe, f"{NOT_TRIED}: the budget of {round(self.budget_s, 1):g} s is used up")
         while not self._session.has_room_for(recipe):
             if len(self._others()) < 2:
                 return new_row(recipe, f"{OUT_OF_MEMORY}: there is no room for another process")
@@ -255,7 +255,11 @@ class Search:
 
     def _rounds(self, bench: Bench, candidates: Sequence[Candidate]) -> Rounds:
         described = f"{len(candidates)} recipes side by side"
-        return bench.rounds(candidates, lambda number: self._progress.set_description(f"{described}: round {number}"))
+        return bench.rounds(
+            candidates,
+            lambda number: self._progress.set_description(f"{described}: round {number}"),
+            deadline=self._end - self._prepare_reserve(),
+        )
 
     def _is_undecided(self, candidates: Sequence[Candidate], rounds: Rounds) -> bool:
         """Whether one looks faster than the reference, and no interval says so."""

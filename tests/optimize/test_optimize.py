@@ -11,6 +11,7 @@ import torch
 from repeating import KINDS, failing, make_inputs, make_model, make_recipes, mean_of_first
 
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers.optimize import search
 from cpuinfer_helpers.optimize.search import in_order, metric_holds
 
 EVERY_KIND = tuple(name for name in KINDS if name != "hanging-fp32")
@@ -128,6 +129,14 @@ def test_the_budget_ends_what_takes_longer() -> None:
     assert time.monotonic() - started < 100
     assert optimized.comparison["hanging-fp32"].status.startswith("timed out: prepare took more than")
     assert optimized.comparison["once-fp32"].status.startswith("not tried: the budget of")
+
+
+def test_measuring_ends_with_the_budget_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_MEASURING_SHARE", 1.0)
+    monkeypatch.setattr(search, "_RELATIVE_WIDTH", 0.0)  # never certain enough
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("once-fp32"), budget_s=20)
+    assert [row.status for row in optimized.comparison.rows.values()] == ["successful", "successful"]
+    assert optimized.recipe == "once-fp32" and optimized.result.timing.stopped_by == "budget"
 
 
 def test_no_time_at_all_leaves_the_eager_model() -> None:
