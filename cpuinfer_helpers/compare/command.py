@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
+from cpuinfer_helpers.command_line import exit_code, names_of
 from cpuinfer_helpers.compare.comparing import choose_recipes, compare
 from cpuinfer_helpers.compare.scores import calibration_of, score_recipes
-from cpuinfer_helpers.errors import CpuInferError, InputError
 from cpuinfer_helpers.tasks import TASK_NAMES, Task, load_task
 
 _FAST_BUDGET_S = 2.0
@@ -40,18 +39,11 @@ def run(options: argparse.Namespace) -> int:
     int
         Exit code: 0, or 2 with one line on standard error if the request cannot be carried out.
     """
-    try:
-        return _run(options)
-    except CpuInferError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("compare: interrupted; all processes are ended", file=sys.stderr)
-        return 130
+    return exit_code("compare", lambda: _run(options), after_interrupt="all processes are ended")
 
 
 def _run(options: argparse.Namespace) -> int:
-    recipes = _names(options.recipes)
+    recipes = names_of("--recipes", options.recipes)
     choose_recipes(recipes)
     task = load_task(options.task)
     budget_s = options.budget if options.budget is not None else (_FAST_BUDGET_S if options.fast else _BUDGET_S)
@@ -72,15 +64,6 @@ def _run(options: argparse.Namespace) -> int:
         limit = _FAST_EXAMPLES if options.fast else None
         print(f"\n{score_recipes(task, recipes, limit=limit, threads=options.threads)}", flush=True)
     return 0
-
-
-def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"--recipes {text!r} names none; give names separated by commas")
-    return names
 
 
 def _agreement_inputs(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from cpuinfer_helpers.artifacts import check_target
+from cpuinfer_helpers.command_line import exit_code, names_of
 from cpuinfer_helpers.compare.comparison import check_price
 from cpuinfer_helpers.compare.scores import calibration_of
-from cpuinfer_helpers.errors import CpuInferError, InputError
+from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.optimize.optimizing import optimize
 from cpuinfer_helpers.optimize.saving import KIND
 from cpuinfer_helpers.recipes.base import PRECISIONS
@@ -46,19 +46,14 @@ def run(options: argparse.Namespace) -> int:
     int
         Exit code: 0; 2 with one line on standard error if the request cannot be carried out; 130 after Ctrl-C.
     """
-    try:
-        return _run(options)
-    except CpuInferError as error:
-        print(f"optimize: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("optimize: interrupted; all processes are ended, and nothing was saved", file=sys.stderr)
-        return 130
+    return exit_code(
+        "optimize", lambda: _run(options), after_interrupt="all processes are ended, and nothing was saved"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
-    precisions = _names("--precisions", options.precisions)
-    recipes = _names("--recipes", options.recipes) if options.recipes is not None else None
+    precisions = names_of("--precisions", options.precisions)
+    recipes = names_of("--recipes", options.recipes)
     # What would fail in the end fails before minutes are spent.
     if options.price_per_hour is not None:
         check_price(options.price_per_hour)
@@ -109,10 +104,3 @@ def _calibration(loaded: LoadedModel, precisions: list[str], options: argparse.N
     if "int8" not in precisions or loaded.tokenizer is None:
         return ()
     return calibration_of(loaded.as_task())
-
-
-def _names(option: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"{option} {text!r} names none; give names separated by commas")
-    return names

@@ -1,0 +1,51 @@
+"""What the commands of ``python -m cpuinfer_helpers`` share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from cpuinfer_helpers.errors import CpuInferError, InputError
+
+
+def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    command
+        Its name, for messages.
+    run
+        What it does; returns its exit code.
+    after_interrupt
+        What to say after Ctrl-C.
+
+    Returns
+    -------
+    int
+        That of ``run``; 2 with one line on standard error if the request cannot be carried out; 130 after Ctrl-C.
+    """
+    try:
+        return run()
+    except CpuInferError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; {after_interrupt}", file=sys.stderr)
+        return 130
+
+
+def names_of(option: str, text: str | None) -> list[str] | None:
+    """Names separated by commas; None if the option was not given.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"{option} {text!r} names none; give names separated by commas")
+    return names
