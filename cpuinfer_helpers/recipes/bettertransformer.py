@@ -12,6 +12,7 @@ from cpuinfer_helpers.bettertransformer import FastEncoderLayer, FastPathUse, fa
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
 from cpuinfer_helpers.recipes.copies import cast_copy
+from cpuinfer_helpers.recipes.onednn_graph import no_bf16_kernels
 
 _MASK = "attention_mask"
 
@@ -91,12 +92,6 @@ def _no_fast_path() -> str | None:
     return "the fast path is switched off: call torch.backends.mha.set_fastpath_enabled(True)"
 
 
-def _no_bf16_kernels() -> str | None:
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    return "oneDNN has no BF16 kernels for this CPU: they need AVX512 or AVX-NE-CONVERT"
-
-
 RECIPES = (
     Recipe(
         "bettertransformer-fp32",
@@ -108,6 +103,6 @@ RECIPES = (
         "bettertransformer-bf16",
         "the same with weights and activations in BF16",
         _build_bf16,
-        obstacle=lambda: _no_fast_path() or _no_bf16_kernels(),
+        obstacle=lambda: _no_fast_path() or no_bf16_kernels(),
     ),
 )

@@ -204,7 +204,8 @@ def _weight_dtypes(rewritten: Rewritten, others: Mapping[str, int]) -> dict[str,
     return dict((packed + Counter(others)).most_common())
 
 
-def _no_bf16_kernels() -> str | None:
+def no_bf16_kernels() -> str | None:
+    """Why oneDNN cannot compute in BF16 here, or None if it can."""
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     caps = machine_report().isa_caps
@@ -229,7 +230,7 @@ RECIPES = (
         "onednn-graph-bf16",
         "the same with weights and activations in BF16",
         _build_bf16,
-        obstacle=lambda: _no_onednn() or _no_bf16_kernels(),
+        obstacle=lambda: _no_onednn() or no_bf16_kernels(),
         export=_export,
         restore=_restore,
     ),
