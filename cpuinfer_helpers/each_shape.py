@@ -12,19 +12,17 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.artifacts import new_artifact, read_manifest
-from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
-from cpuinfer_helpers.machine import detect_isa, installed_versions
+from cpuinfer_helpers.artifacts import new_artifact
+from cpuinfer_helpers.copies import untouched
+from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
-from cpuinfer_helpers.traced_model import TracedModel, run_probe, schema, warn_of_other_versions
+from cpuinfer_helpers.traced_model import TracedModel, run_probe
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-KIND = "cpuinfer-traced-model-each-shape"
-_FORMAT_VERSION = 1
 # Traces that are kept; the one that was not called for longest goes first. With lengths padded to multiples of 32 and
 # full batches, texts of up to 512 tokens have 16 shapes.
 SHAPES_KEPT = 16
@@ -67,6 +65,8 @@ class TracedEachShape(TracedModel):
     answers. Where no trace is right, the eager model answers such calls, with a WARNING. After :meth:`load` there is no
     eager model: then a new shape is an InputError that names the shapes there are.
     """
+
+    _kind = "cpuinfer-traced-model-each-shape"
 
     def __init__(
         self,
@@ -138,35 +138,12 @@ class TracedEachShape(TracedModel):
 
         Every trace carries the weights, so the folder is as many times their size as there are shapes.
         """
-        manifest = {
-            "format_version": _FORMAT_VERSION,
-            "versions": installed_versions(),
-            "isa": list(detect_isa()),
-            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
-            "constants": self._inputs.constants,
-            "outputs": [trace.spec.to_dict() for _, trace in self._traces.values()],
-            "receipt": self.receipt.to_dict(),
-        }
-        with new_artifact(directory, KIND, manifest) as folder:
+        manifest = self._manifest() | {"outputs": [trace.spec.to_dict() for _, trace in self._traces.values()]}
+        with new_artifact(directory, self._kind, manifest) as folder:
             for number, (_, trace) in enumerate(self._traces.values()):
                 write_module(trace.module, folder / _module_file(number))
                 write_named_tensors(trace.probe, folder / _probe_file(number))
         return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedEachShape:
-        """Read a folder that :meth:`save` wrote; see :meth:`TracedModel.load`."""
-        manifest = read_manifest(directory, KIND, _FORMAT_VERSION)
-        folder = os.fspath(directory)
-        try:
-            warn_of_other_versions(manifest, folder)
-            loaded = cls._from_manifest(manifest, folder)
-        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
-            raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
-        if verify:
-            for _, trace in list(loaded._traces.values()):
-                run_probe(loaded, trace.probe, folder)
-        return loaded
 
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedEachShape:
@@ -179,6 +156,10 @@ class TracedEachShape(TracedModel):
         inputs = next(iter(traces.values())).inputs
         bound = BoundInputs({name: inputs[name] for name in manifest["inputs"]}, manifest["constants"])
         return cls(traces=traces, make=None, inputs=bound, receipt=Receipt.from_dict(manifest["receipt"]))
+
+    def _run_probe(self, folder: str) -> None:
+        for _, trace in list(self._traces.values()):
+            run_probe(self, trace.probe, folder)
 
     def __str__(self) -> str:
         name = self.receipt.requested.get("model", "model")
@@ -213,8 +194,6 @@ class TracedEachShape(TracedModel):
         self._note()
 
     def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        from cpuinfer_helpers.copies import untouched
-
         with torch.no_grad():
             return untouched(self._model)(**{**self._inputs.constants, **inputs})
 
@@ -236,9 +215,7 @@ class TracedEachShape(TracedModel):
         }
         if self._eager:
             evidence["eager model answers for"] = ", ".join(map(_text, self._eager))
-        checks = (
-            tuple(replace(check, name=check.name) for trace in traces for check in trace.checks) or self.receipt.checks
-        )
+        checks = tuple(check for trace in traces for check in trace.checks) or self.receipt.checks
         self.receipt = replace(self.receipt, evidence=evidence, checks=checks)
 
 

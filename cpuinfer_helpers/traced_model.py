@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
-from cpuinfer_helpers.verification import CALLS_PER_CHECK, largest_error, run_seeded, tolerance_for
+from cpuinfer_helpers.verification import CALLS_PER_CHECK, Valid, largest_error, run_seeded, tolerance_for
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-_KIND = "cpuinfer-traced-model"
-_FORMAT_VERSION = 1
 PROBE_FILE = "probe.safetensors"
 
 
@@ -47,6 +45,9 @@ class TracedModel(Displayed):
     probe : dict of str to Tensor
         The example, and the model's own answers to it.
     """
+
+    _kind = "cpuinfer-traced-model"
+    _format_version = 1
 
     def __init__(
         self,
@@ -152,17 +153,11 @@ class TracedModel(Displayed):
         """
         if self.module is None:
             raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
-        manifest = {
-            "format_version": _FORMAT_VERSION,
-            "versions": installed_versions(),
-            "isa": list(detect_isa()),
-            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
-            "constants": self._inputs.constants,
+        manifest = self._manifest() | {
             "output": self._spec.to_dict(),
             "fixed_sizes": {name: list(size) for name, size in self.fixed_sizes.items()},
-            "receipt": self.receipt.to_dict(),
         }
-        with new_artifact(directory, _KIND, manifest) as folder:
+        with new_artifact(directory, self._kind, manifest) as folder:
             write_module(self.module, folder / MODULE_FILE)
             write_named_tensors(self.probe, folder / PROBE_FILE)
         return Path(directory)
@@ -190,20 +185,31 @@ class TracedModel(Displayed):
         ArtifactError
             If the folder is damaged or of another kind, or the probe's answers differ.
         """
-        from cpuinfer_helpers.each_shape import KIND, TracedEachShape
+        from cpuinfer_helpers.each_shape import TracedEachShape
 
-        if cls is TracedModel and kind_of(directory) == KIND:
+        if cls is TracedModel and kind_of(directory) == TracedEachShape._kind:
             return TracedEachShape.load(directory, verify=verify)
-        manifest = read_manifest(directory, _KIND, _FORMAT_VERSION)
+        manifest = read_manifest(directory, cls._kind, cls._format_version)
         folder = os.fspath(directory)
         try:
             warn_of_other_versions(manifest, folder)
             loaded = cls._from_manifest(manifest, folder)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
             raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
         if verify:
             loaded._run_probe(folder)
         return loaded
+
+    def _manifest(self) -> dict[str, Any]:
+        """What the manifest of every kind of trace says."""
+        return {
+            "format_version": self._format_version,
+            "versions": installed_versions(),
+            "isa": list(detect_isa()),
+            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
+            "constants": self._inputs.constants,
+            "receipt": self.receipt.to_dict(),
+        }
 
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
@@ -236,30 +242,52 @@ class TracedModel(Displayed):
         run_probe(self, self.probe, folder)
 
 
-def run_probe(traced: Any, probe: Mapping[str, torch.Tensor], folder: str) -> None:
-    """Compare a loaded trace's answers with those that were saved with it.
+def run_probe(
+    answer: Callable[..., Any],
+    probe: Mapping[str, torch.Tensor],
+    folder: str | os.PathLike[str],
+    *,
+    advice: str = "trace and save the model again with the versions installed here",
+    valid: Valid = None,
+    precision: str | None = None,
+    tolerance: float | None = None,
+) -> None:
+    """Compare a loaded model's answers, three calls, with those that were saved with it.
+
+    Parameters
+    ----------
+    answer
+        The loaded model.
+    probe
+        The example's inputs and the eager model's answers, by name.
+    folder, advice
+        Where it was loaded from, and what to do if it differs, for the message.
+    valid
+        Positions to compare, as for :func:`~cpuinfer_helpers.verification.compare_answers`; all unless given.
+    precision, tolerance
+        As for :func:`~cpuinfer_helpers.verification.verify`.
 
     Raises
     ------
     ArtifactError
-        If they differ, or the trace fails.
+        If they differ, or the model fails.
     """
     inputs = {name.removeprefix("input."): t for name, t in probe.items() if name.startswith("input.")}
     expected = {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
     for call in range(1, CALLS_PER_CHECK + 1):
         try:
-            seen = run_seeded(lambda tensors: traced(**tensors), inputs)
+            seen = run_seeded(lambda tensors: answer(**tensors), inputs)
         except Exception as error:  # with a changed manifest it may be put together in any wrong way
-            raise ArtifactError(f"{folder}: the loaded trace fails on call {call}: {first_line(error)}") from error
-        missing = [name for name in expected if name not in seen]
-        if missing or not expected:
-            raise ArtifactError(f"{folder}: the probe does not fit the module, which returns {', '.join(seen)}")
+            raise ArtifactError(f"{folder}: the loaded model fails on call {call}: {first_line(error)}") from error
+        if not expected or not expected.keys() <= seen.keys():
+            raise ArtifactError(f"{folder}: the probe does not fit the model, which returns {', '.join(seen)}")
         for name, wanted in expected.items():
-            error_size, tolerance = largest_error(wanted, seen[name]), tolerance_for(wanted)
-            if not error_size <= tolerance:
+            error_size = largest_error(wanted, seen[name], valid)
+            allowed = tolerance_for(wanted, valid, precision, tolerance)
+            if not error_size <= allowed:
                 raise ArtifactError(
                     f"{folder}: on call {call} {name} differs from the model's by {error_size:.1e} "
-                    f"(tolerance {tolerance:.1e}); trace and save the model again with the versions installed here"
+                    f"(tolerance {allowed:.1e}); {advice}"
                 )
 
 

@@ -10,6 +10,7 @@ import torch
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import each_shape
 from cpuinfer_helpers.artifacts import MANIFEST
+from tests.conftest import MaskDroppedWhenFull
 
 
 class LengthBakedIn(torch.nn.Module):
@@ -22,14 +23,6 @@ class LengthBakedIn(torch.nn.Module):
     def forward(self, input_ids, attention_mask):
         scores = (input_ids * attention_mask).float().cumsum(dim=1) / int(input_ids.shape[1])
         return {"logits": self.linear(scores[..., None])}
-
-
-class MaskDroppedWhenFull(torch.nn.Module):
-    def forward(self, input_ids, attention_mask):
-        scores = input_ids.float()
-        if not bool(attention_mask.all()):
-            scores = scores * attention_mask
-        return scores.sum(dim=1)
 
 
 class TokenDecides(torch.nn.Module):

@@ -13,6 +13,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.artifacts import MANIFEST, sha256
+from tests.conftest import MaskDroppedWhenFull
 
 # FP32 against FP32: the trace runs the same operators, so only a fused or reordered one may differ by rounding.
 SAME = {"rtol": 1e-5, "atol": 1e-6}
@@ -29,16 +30,6 @@ class LengthBakedIn(torch.nn.Module):
 class BatchBakedIn(torch.nn.Module):
     def forward(self, input_ids):
         return input_ids.float() * float(input_ids.shape[0])
-
-
-class MaskDroppedWhenFull(torch.nn.Module):
-    """Looks at the mask's values in Python: an all-ones example bakes in that there is no padding."""
-
-    def forward(self, input_ids, attention_mask):
-        scores = input_ids.float()
-        if not bool(attention_mask.all()):
-            scores = scores * attention_mask
-        return scores.sum(dim=1)
 
 
 class CrashesOnOtherLength(torch.nn.Module):

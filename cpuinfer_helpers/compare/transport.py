@@ -19,6 +19,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.serialised import write_named_tensors
 
 # Every tensor's bytes begin on a page of their own, so that a child can map and release them one by one.
 _PAGE = mmap.ALLOCATIONGRANULARITY
@@ -263,11 +264,8 @@ def _whole_pages(size: int) -> int:
 
 def write_tensors(path: Path, groups: list[dict[str, torch.Tensor]]) -> None:
     """Write several dictionaries of tensors into one safetensors file."""
-    from safetensors.torch import save_file
-
     flat = {f"{number}/{name}": tensor for number, group in enumerate(groups) for name, tensor in group.items()}
-    # Cloned, because outputs may be views of each other, which the format cannot express.
-    save_file({name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in flat.items()}, path)
+    write_named_tensors(flat, path)
 
 
 def read_tensors(path: Path) -> list[dict[str, torch.Tensor]]:

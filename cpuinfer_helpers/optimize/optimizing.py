@@ -13,15 +13,16 @@ import torch
 
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.comparing import check_positive, check_request, choose_recipes
-from cpuinfer_helpers.errors import InputError, RecipeError, first_line
+from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.optimize import choices
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.search import Search, in_order, metric_holds
 from cpuinfer_helpers.receipts import Check
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, prepare
 from cpuinfer_helpers.recipes.base import PRECISIONS
+from cpuinfer_helpers.recipes.preparation import difference, verify_prepared
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.verification import CALLS_PER_CHECK, compare_answers, run_seeded, shape_text, valid_positions
+from cpuinfer_helpers.verification import Variation, valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -157,9 +158,8 @@ class _Job:
             best = comparison.best()
             try:
                 prepared = self._prepared(by_name[best.recipe], verify=False)
-                prepared.receipt = replace(
-                    prepared.receipt, checks=(*best.receipt.checks, self._checked_here(prepared, by_name[best.recipe]))
-                )
+                checks = (*best.receipt.checks, *self._checked_here(prepared, by_name[best.recipe]))
+                prepared.receipt = replace(prepared.receipt, checks=checks)
                 return OptimizedModel(
                     prepared=prepared, comparison=comparison, model=self.model, tolerance=self.tolerance
                 )
@@ -205,21 +205,17 @@ class _Job:
             on_failure="raise",
         )
 
-    def _checked_here(self, prepared: PreparedModel, recipe: Recipe) -> Check:
+    def _checked_here(self, prepared: PreparedModel, recipe: Recipe) -> tuple[Check, ...]:
         """The other process has seen it right on many inputs; this one sees it on the example."""
-        tensors, constants = prepared.inputs.tensors, prepared.inputs.constants
-        expected = run_seeded(lambda given: self.model(**given, **constants), tensors)
-        check = Check("example, in this process", shape_text(tensors), True)
-        for _ in range(CALLS_PER_CHECK):
-            try:
-                seen = run_seeded(lambda given: prepared(**given), tensors)
-            except RuntimeError as error:
-                raise RecipeError(first_line(error)) from error
-            valid = valid_positions(tensors)
-            check = compare_answers(check, expected, seen, valid, recipe.precision, self.tolerance)
-            if not check.passed:
-                raise RecipeError(f"{check.note}: largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}")
-        return check
+        tensors = prepared.inputs.tensors
+        example = Variation("example, in this process", dict(tensors), valid_positions(tensors))
+        checks = verify_prepared(
+            prepared, self.model, precision=recipe.precision, tolerance=self.tolerance, planned=[example]
+        )
+        differs = difference(checks)
+        if differs:
+            raise RecipeError(differs)
+        return checks
 
     def _check_metric(self, prepared: PreparedModel) -> None:
         if self.metric is None:

@@ -24,13 +24,13 @@ from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe,
 from cpuinfer_helpers.recipes.base import Stored
 from cpuinfer_helpers.serialised import read_named_tensors, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
-from cpuinfer_helpers.verification import CALLS_PER_CHECK, largest_error, run_seeded, tolerance_for, valid_positions
+from cpuinfer_helpers.traced_model import PROBE_FILE, run_probe, schema
+from cpuinfer_helpers.verification import run_seeded, valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
 KIND = "cpuinfer-optimized-model"
 _FORMAT_VERSION = 1
-_PROBE_FILE = "probe.safetensors"
 _COMPARISON_FILE = "comparison.json"
 
 
@@ -49,7 +49,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
         "isa": list(detect_isa()),
         "cpu": machine_report().cpu,
         "threads": torch.get_num_threads(),
-        "inputs": {name: _schema(tensor) for name, tensor in prepared.inputs.tensors.items()},
+        "inputs": {name: schema(tensor) for name, tensor in prepared.inputs.tensors.items()},
         "constants": prepared.inputs.constants,
         "receipt": prepared.receipt.to_dict(),
         "reason": optimized.reason,
@@ -62,7 +62,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
             manifest["details"] = recipe.export(request, prepared.build, folder)
             manifest["output"] = prepared.spec.to_dict()
             manifest["output_dtypes"] = {name: _name(dtype) for name, dtype in prepared.dtypes.items()}
-        write_named_tensors(probe, folder / _PROBE_FILE)
+        write_named_tensors(probe, folder / PROBE_FILE)
         (folder / _COMPARISON_FILE).write_text(as_text(optimized.comparison), encoding="utf-8")
     return Path(directory)
 
@@ -114,13 +114,22 @@ def load_optimized(
         recipe = _known_recipe(manifest["recipe"], folder)
         if not rebuild:
             _refuse_other_circumstances(manifest, recipe, folder)
-        inputs, expected = _read_probe(manifest, folder)
+        probe = read_named_tensors(folder / PROBE_FILE)
+        inputs = BoundInputs({name: probe[f"input.{name}"] for name in manifest["inputs"]}, manifest["constants"])
         if rebuild or not manifest["exported"]:
             optimized = _rebuilt(manifest, recipe, inputs, folder, model, calibration, verify=rebuild)
         else:
             optimized = _restored(manifest, recipe, inputs, folder)
         if verify:
-            _check_answers(optimized, inputs, expected, recipe, folder)
+            run_probe(
+                optimized,
+                probe,
+                folder,
+                advice="load_optimized(..., rebuild=True) prepares it anew",
+                valid=valid_positions(inputs.tensors),
+                precision=recipe.precision,
+                tolerance=optimized.tolerance,
+            )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
     return optimized
@@ -148,13 +157,6 @@ def _probe(model: torch.nn.Module, prepared: PreparedModel) -> dict[str, torch.T
     names = prepared.spec.tensor_names() if prepared.spec else tuple(answers)
     given = {f"input.{name}": tensor for name, tensor in inputs.tensors.items()}
     return given | {f"output.{name}": answers[name] for name in names}
-
-
-def _read_probe(manifest: Mapping[str, Any], folder: Path) -> tuple[BoundInputs, dict[str, torch.Tensor]]:
-    probe = read_named_tensors(folder / _PROBE_FILE)
-    tensors = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
-    expected = {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
-    return BoundInputs(tensors, manifest["constants"]), expected
 
 
 def _refuse_other_circumstances(manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
@@ -236,31 +238,6 @@ def _optimized(
         reason=manifest["reason"],
         tolerance=manifest["tolerance"],
     )
-
-
-def _check_answers(
-    optimized: OptimizedModel, inputs: BoundInputs, expected: Mapping[str, torch.Tensor], recipe: Recipe, folder: Path
-) -> None:
-    valid = valid_positions(inputs.tensors)
-    for call in range(1, CALLS_PER_CHECK + 1):
-        try:
-            seen = run_seeded(lambda tensors: optimized(**tensors), inputs.tensors)
-        except Exception as error:  # with a changed manifest it may be put together in any wrong way
-            raise ArtifactError(f"{folder}: the loaded model fails on call {call}: {first_line(error)}") from error
-        if not expected or not expected.keys() <= seen.keys():
-            raise ArtifactError(f"{folder}: the probe does not fit the model, which returns {', '.join(seen)}")
-        for name in expected:
-            error_size = largest_error(expected[name], seen[name], valid)
-            allowed = tolerance_for(expected[name], valid, recipe.precision, optimized.tolerance)
-            if not error_size <= allowed:
-                raise ArtifactError(
-                    f"{folder}: on call {call} {name} differs from the model's by {error_size:.1e} "
-                    f"(tolerance {allowed:.1e}); load_optimized(..., rebuild=True) prepares it anew"
-                )
-
-
-def _schema(tensor: torch.Tensor) -> dict[str, Any]:
-    return {"dtype": _name(tensor.dtype), "example_shape": list(tensor.shape)}
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -20,6 +20,7 @@ from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 from cpuinfer_helpers.recipes.registry import get_recipe
 from cpuinfer_helpers.signature import bind_inputs, check_model
+from cpuinfer_helpers.verification import Variation
 from cpuinfer_helpers.verification import verify as verify_answers
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -93,7 +94,12 @@ def prepare(
 
 
 def verify_prepared(
-    prepared: PreparedModel, model: torch.nn.Module, *, precision: str, tolerance: float | None = None
+    prepared: PreparedModel,
+    model: torch.nn.Module,
+    *,
+    precision: str,
+    tolerance: float | None = None,
+    planned: Sequence[Variation] | None = None,
 ) -> tuple[Check, ...]:
     """Compare a prepared model with the model on other batch sizes, lengths and paddings.
 
@@ -107,6 +113,8 @@ def verify_prepared(
         ``fp32``, ``bf16`` or ``int8``, which sets the tolerance.
     tolerance
         As for :func:`prepare`.
+    planned
+        Other variations of the inputs than all that there are.
 
     Returns
     -------
@@ -121,6 +129,7 @@ def verify_prepared(
         inputs.tensors,
         precision=precision,
         tolerance=tolerance,
+        planned=planned,
     )
 
 
