@@ -49,7 +49,8 @@ def optimize(
     Recipes are tried one after the other, each in a process of its own, those that are quick to prepare first. One that
     is clearly slower than the best so far is given up after its first calls. The others must give the model's answers
     on other batch sizes, lengths and paddings. The best three are then measured in turns with the eager model; the
-    fastest of those whose interval shows that they are faster is prepared in this process.
+    fastest of those whose interval shows that they are faster is prepared in this process. If that is one of IPEX's,
+    IPEX is imported here, which changes the whole process; name the others in ``recipes`` to keep it out.
 
     The choice is remembered for this machine, the installed versions and models of this shape. The next call only
     prepares and verifies it, on the weights at hand.
