@@ -152,9 +152,12 @@ class Session:
             raise
 
     def _wait(self, child: Child, do: str, *, watched: bool = True) -> dict[str, Any]:
+        left_s = self.deadline - time.monotonic()
         try:
+            if left_s <= 0:
+                child.close()
+                raise ChildLost(f"timed out: no time was left for the step '{do.replace('_', ' ')}'")
             watch = self._too_much if watched else None
-            left_s = max(0.0, self.deadline - time.monotonic())
             return child.result_of(do, timeout_s=min(self.timeout_s, left_s), watch=watch)
         except ChildLost:
             self._children.remove(child)

@@ -132,6 +132,18 @@ def test_a_stage_that_takes_too_long_is_ended_with_what_it_started():
         session.close(child)  # closing what is closed does nothing
 
 
+def test_a_step_for_which_no_time_is_left_is_not_waited_for():
+    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
+    with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
+        child, _ = session.start(cpu.Recipe("slow-fp32", "sleeps", sleeping))
+        process = psutil.Process(child.process_id)
+        session.deadline = time.monotonic()
+        with pytest.raises(ChildLost) as lost:
+            session.ask(child, "warm_up", budget_s=90.0)
+        assert lost.value.status == "timed out: no time was left for the step 'warm up'"
+        assert not process.is_running()
+
+
 @pytest.mark.parametrize(
     ("counters", "status"),
     [
