@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -119,6 +120,19 @@ def sleeping(request) -> Build:
     return Build(answer, runs="a slow one")
 
 
+def failing_later(request, error: Exception) -> Build:
+    """Fails in the tenth call, when it has been prepared."""
+    adapter, calls = named_inputs(request.model, request.inputs), []
+
+    def answer(tensors):
+        calls.append(tensors)
+        if len(calls) >= 10:
+            raise error
+        return adapter.run_model(tensors)
+
+    return Build(answer, runs="the eager model, until it fails")
+
+
 def test_a_stage_that_takes_too_long_is_ended_with_what_it_started():
     content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
     with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
@@ -130,6 +144,24 @@ def test_a_stage_that_takes_too_long_is_ended_with_what_it_started():
         assert lost.value.status == "timed out: prepare took more than 0.5 s"
         assert not process.is_running()
         session.close(child)  # closing what is closed does nothing
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("no more"), "out of memory: MemoryError: no more"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: RuntimeError: "),
+        (RuntimeError("shapes differ"), "crashed: RuntimeError: shapes differ"),
+    ],
+)
+def test_a_step_that_fails_is_told_by_its_cause(error, status):
+    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
+    with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
+        child, _ = session.start(cpu.Recipe("failing-fp32", "fails", functools.partial(failing_later, error=error)))
+        session.ask(child, "prepare", verify=False)
+        with pytest.raises(ChildLost) as lost:
+            session.ask(child, "warm_up", budget_s=90.0)
+        assert lost.value.status.startswith(status)
 
 
 def test_a_step_for_which_no_time_is_left_is_not_waited_for():

@@ -83,6 +83,17 @@ def test_it_answers_as_the_model_did(folder_of: Callable[[str], Path], recipe: s
     assert type(model).__name__ in str(loaded) and loaded.table()
 
 
+def test_padded_positions_are_not_compared(tmp_path: Path) -> None:
+    """BetterTransformer leaves them out, so what stands there is not what the model gives."""
+    model, inputs = make_bert(), make_inputs(padding=5)
+    folder = by_hand("bettertransformer-fp32", model, inputs).save(tmp_path / "model")
+    with torch.no_grad():
+        seen, expected = cpu.load_optimized(folder)(**inputs).start_logits, model(**inputs).start_logits
+    valid = inputs["attention_mask"].bool()
+    assert (seen - expected)[valid].abs().max() <= TOLERANCE["fp32"] * expected.abs().max()
+    assert (seen - expected)[~valid].abs().max() > 10 * TOLERANCE["fp32"] * expected.abs().max()
+
+
 @pytest.mark.parametrize("recipe", EXPORTED)
 def test_the_receipt_of_what_was_written_is_the_one_of_its_making(
     folder_of: Callable[[str], Path], recipe: str
