@@ -146,17 +146,22 @@ def test_no_time_at_all_leaves_the_eager_model() -> None:
     assert tuple(optimized(**make_inputs())["logits"].shape) == (3, 4)
 
 
+@pytest.mark.parametrize(
+    ("way", "reason"), [("raises", "no room"), ("answers wrongly", "it does not give the model's answers on 'example")]
+)
 def test_what_fails_only_in_this_process_gives_way_to_the_next(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str, reason: str
 ) -> None:
     from cpuinfer_helpers.optimize import optimizing
 
     tried = []
 
     def failing_first(recipe, *arguments, **options):
-        tried.append(recipe if isinstance(recipe, str) else recipe.name)
-        if len(tried) == 1:
+        tried.append(recipe.name)
+        if len(tried) == 1 and way == "raises":
             raise cpu.RecipeError("no room")
+        if len(tried) == 1:
+            recipe = replace(recipe, build=KINDS["wrong-fp32"]["build"])
         return cpu.prepare(recipe, *arguments, **options)
 
     monkeypatch.setattr(optimizing, "prepare", failing_first)
@@ -165,8 +170,8 @@ def test_what_fails_only_in_this_process_gives_way_to_the_next(
             make_model(), make_inputs(), recipes=make_recipes("once-fp32", "coarse-bf16"), budget_s=60
         )
     assert len(set(tried)) == 2 and optimized.recipe == tried[1]
-    assert optimized.comparison[tried[0]].status == "fell back: in the process that asked for it: no room"
-    assert f"{tried[0]} fails in this process: no room" in caplog.text
+    assert optimized.comparison[tried[0]].status.startswith(f"fell back: in the process that asked for it: {reason}")
+    assert f"{tried[0]} fails in this process: {reason}" in caplog.text
 
 
 def test_only_recipes_of_the_precisions_are_tried() -> None:
