@@ -321,10 +321,35 @@ def run_seeded(function: Answer, inputs: Tensors, seed: int = 0) -> dict[str, to
         return take_apart(function(inputs))[0]
 
 
-def valid_positions(inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Boolean, batch by length: the positions that are no padding; None if the inputs have no such mask."""
+def valid_positions(inputs: Mapping[str, Any], config: Any = None) -> Valid:
+    """Positions that are no padding, as the attention mask of shape (batch, length) says.
+
+    Parameters
+    ----------
+    inputs
+        What the model is called with.
+    config
+        The model's configuration or None: it tells of convolutions that make frames of samples.
+
+    Returns
+    -------
+    Tensor, tuple of two or None
+        Boolean, of shape (batch, length); with it, of shape (batch, frames) for such models. None without a mask.
+    """
     mask = inputs.get("attention_mask")
-    return mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    valid = mask.bool()
+    frames = _frames(config, valid) if "input_values" in inputs else None
+    return valid if frames is None else (valid, frames)
+
+
+def valid_for(output: torch.Tensor, valid: Valid) -> torch.Tensor | None:
+    """Those of the valid positions that fit an output's first dimensions; None if none do, so that all count."""
+    for positions in valid if isinstance(valid, tuple) else (valid,):
+        if positions is not None and output.shape[: positions.dim()] == positions.shape:
+            return positions
+    return None
 
 
 def shape_text(inputs: Tensors) -> str:
@@ -333,10 +358,8 @@ def shape_text(inputs: Tensors) -> str:
 
 
 def _valid_part(tensor: torch.Tensor, valid: Valid) -> torch.Tensor:
-    for positions in valid if isinstance(valid, tuple) else (valid,):
-        if positions is not None and tensor.shape[: positions.dim()] == positions.shape:
-            return tensor[positions]
-    return tensor
+    positions = valid_for(tensor, valid)
+    return tensor if positions is None else tensor[positions]
 
 
 def _frames(config: Any, valid: torch.Tensor) -> torch.Tensor | None:
@@ -376,11 +399,7 @@ class _Shapes:
         return min(length, limit - 2) if isinstance(limit, int) and limit > 2 else length
 
     def valid(self, inputs: Tensors) -> Valid:
-        if not self.has_mask:
-            return None
-        valid = inputs["attention_mask"].bool()
-        frames = _frames(self.config, valid) if "input_values" in inputs else None
-        return valid if frames is None else (valid, frames)
+        return valid_positions(inputs, self.config) if self.has_mask else None
 
     def vary(self, name: str, batch: int, length: int | None, first_row: int = 0) -> Variation:
         inputs = {key: self._tensor(tensor, batch, length, first_row) for key, tensor in self.example.items()}

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.verification import largest_error, valid_positions
+from cpuinfer_helpers.verification import Valid, largest_error, valid_for, valid_positions
 
 Tensors = Mapping[str, torch.Tensor]
 
 
-def max_error(expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequence[Mapping[str, Any]]) -> float:
+def max_error(
+    expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequence[Mapping[str, Any]], config: Any = None
+) -> float:
     """Largest absolute difference over all inputs and outputs, on valid positions.
 
     Parameters
@@ -21,6 +23,8 @@ def max_error(expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequ
         For each of ``inputs`` the outputs by name, of any shape.
     inputs
         What was asked; ``attention_mask`` of shape (batch, length) tells what is padding.
+    config
+        The model's configuration, which tells of frames that are made of samples.
 
     Returns
     -------
@@ -31,13 +35,14 @@ def max_error(expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequ
     for wanted, got, given in zip(expected, seen, inputs, strict=True):
         for name in wanted.keys() & got.keys():
             same_shape = wanted[name].shape == got[name].shape
-            error = largest_error(wanted[name], got[name], valid_positions(given)) if same_shape else float("inf")
+            valid = valid_positions(given, config)
+            error = largest_error(wanted[name], got[name], valid) if same_shape else float("inf")
             worst = max(worst, error)
     return worst
 
 
 def label_agreement(
-    expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequence[Mapping[str, Any]]
+    expected: Sequence[Tensors], seen: Sequence[Tensors], inputs: Sequence[Mapping[str, Any]], config: Any = None
 ) -> tuple[float | None, int]:
     """Share of equal labels, in percent, and how many there were.
 
@@ -48,7 +53,7 @@ def label_agreement(
 
     Parameters
     ----------
-    expected, seen, inputs
+    expected, seen, inputs, config
         As for :func:`max_error`.
 
     Returns
@@ -59,7 +64,7 @@ def label_agreement(
     """
     equal = count = 0
     for wanted, got, given in zip(expected, seen, inputs, strict=True):
-        valid = valid_positions(given)
+        valid = valid_positions(given, config)
         for name in _label_outputs(wanted):
             if name not in got or got[name].shape != wanted[name].shape:
                 continue
@@ -74,9 +79,10 @@ def _label_outputs(outputs: Tensors) -> list[str]:
     return [name for name in able if name.endswith("logits")] or able
 
 
-def _labels(output: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    if valid is None or output.shape[: valid.dim()] != valid.shape:
+def _labels(output: torch.Tensor, valid: Valid) -> torch.Tensor:
+    positions = valid_for(output, valid)
+    if positions is None:
         return output.argmax(dim=-1)
-    if output.dim() == valid.dim():
-        return output.masked_fill(~valid, float("-inf")).argmax(dim=-1)[valid.any(dim=-1)]
-    return output[valid].argmax(dim=-1)
+    if output.dim() == positions.dim():
+        return output.masked_fill(~positions, float("-inf")).argmax(dim=-1)[positions.any(dim=-1)]
+    return output[positions].argmax(dim=-1)

@@ -49,12 +49,15 @@ class Bench:
         Seconds of measuring for each recipe.
     relative_width
         Stop earlier when every median's 95% interval is narrower than this share of it.
+    config
+        The model's configuration or None: it may tell what is padding in the answers.
     """
 
     session: Session
     request: Mapping[str, Any]
     budget_s: float
     relative_width: float
+    config: Any = None
 
     def prepare(
         self, recipe: Recipe, child: Child, load_s: float, on_stage: Callable[[str], None], **options: Any
@@ -92,8 +95,8 @@ class Bench:
     ) -> RecipeResult:
         """The row with how far its answers are from the reference's."""
         given = [self.request["inputs"], *self.request["agreement"]]
-        percent, labels = label_agreement(expected, answers, given)
-        error = max_error(expected, answers, given)
+        percent, labels = label_agreement(expected, answers, given, self.config)
+        error = max_error(expected, answers, given, self.config)
         return replace(row, max_error=error, label_agreement=percent, labels=labels, resident_bytes=resident_bytes)
 
     def rounds(

@@ -101,7 +101,8 @@ def compare(
     check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s, memory_bytes=memory_bytes)
     content = {**request, "model": model, "calibration": tuple(dict(row) for row in calibration)}
     with Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session:
-        job = _Job(Bench(session, request, budget_s, relative_width), verify)
+        bench = Bench(session, request, budget_s, relative_width, getattr(model, "config", None))
+        job = _Job(bench, verify)
         job.run(chosen, measure_roofline)
     return Comparison(
         rows={recipe.name: job.rows[recipe.name] for recipe in chosen},

@@ -209,7 +209,7 @@ class _Job:
     def _checked_here(self, prepared: PreparedModel, recipe: Recipe) -> tuple[Check, ...]:
         """The other process has seen it right on many inputs; this one sees it on the example."""
         tensors = prepared.inputs.tensors
-        example = Variation("example, in this process", dict(tensors), valid_positions(tensors))
+        example = Variation("example, in this process", dict(tensors), valid_positions(tensors, prepared.config))
         checks = verify_prepared(
             prepared, self.model, precision=recipe.precision, tolerance=self.tolerance, planned=[example]
         )

@@ -126,7 +126,7 @@ def load_optimized(
                 probe,
                 folder,
                 advice="load_optimized(..., rebuild=True) prepares it anew",
-                valid=valid_positions(inputs.tensors),
+                valid=valid_positions(inputs.tensors, optimized.config),
                 precision=recipe.precision,
                 tolerance=optimized.tolerance,
             )

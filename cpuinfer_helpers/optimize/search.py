@@ -120,7 +120,8 @@ class Search:
             GrowingTable() as self._shown,
         ):
             request = {"inputs": self.inputs, "agreement": self.agreement}
-            self._bench = Bench(session, request, self.budget_s * _MEASURING_SHARE, _RELATIVE_WIDTH)
+            config = getattr(self.model, "config", None)
+            self._bench = Bench(session, request, self.budget_s * _MEASURING_SHARE, _RELATIVE_WIDTH, config)
             self._session = session
             able = [recipe for recipe in recipes if not missing[recipe.name]]
             for recipe in recipes:

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers.compare.agreement import label_agreement, max_error
 from cpuinfer_helpers.recipes import bettertransformer as recipes
+from tests.bettertransformer.families import AUDIO, make
 from tests.conftest import make_bert, make_inputs
+from tests.optimize.saving_cases import by_hand
 from tests.recipes.peers import Rectifier, errors, features, nothing_changes
 
 NO_BF16 = cpu.get_recipe("bettertransformer-bf16").why_not
@@ -52,6 +55,23 @@ def test_bf16_really_computes_in_bf16():
     result = cpu.prepare("bettertransformer-bf16", model, make_inputs(), verify=False, on_failure="raise")
     # FP32 would be a thousand times nearer.
     assert errors(result, model, make_inputs()) > 1e-4
+
+
+def test_padded_frames_of_recordings_are_not_compared(tmp_path):
+    """They are left out, so what stands there is not what the model gives; verified, compared, saved and loaded."""
+    model = make("Wav2Vec2ForCTC", {**AUDIO, "feat_extract_norm": "layer"})
+    waves, mask = torch.randn(2, 900, generator=torch.Generator().manual_seed(0)), torch.ones(2, 900, dtype=torch.long)
+    mask[1, 400:] = 0
+    inputs = {"input_values": waves * mask, "attention_mask": mask}
+    result = cpu.prepare("bettertransformer-fp32", model, inputs, on_failure="raise")
+    assert result.receipt.verified and any(check.name == "padding" and check.passed for check in result.receipt.checks)
+    with torch.no_grad():
+        wanted, seen = {"logits": model(**inputs).logits}, {"logits": result(**inputs).logits}
+    assert max_error([wanted], [seen], [inputs]) > 1e-2
+    assert max_error([wanted], [seen], [inputs], model.config) < 1e-4
+    assert label_agreement([wanted], [seen], [inputs], model.config)[0] == 100.0
+    folder = by_hand("bettertransformer-fp32", model, inputs).save(tmp_path / "model")
+    assert max_error([wanted], [{"logits": cpu.load_optimized(folder)(**inputs).logits}], [inputs], model.config) < 1e-4
 
 
 def test_an_example_that_is_padded_itself_is_taken():
