@@ -1,4 +1,4 @@
-"""What the commands of ``python -m cpuinfer_helpers`` share."""
+"""What the package's commands share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cpuinfer_helpers.errors import CpuInferError, InputError
 
 
-def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str) -> int:
+def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str = "") -> int:
     """Run a command.
 
     Parameters
@@ -18,7 +18,7 @@ def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str) -> 
     run
         What it does; returns its exit code.
     after_interrupt
-        What to say after Ctrl-C.
+        What to say after Ctrl-C, beside that it was interrupted.
 
     Returns
     -------
@@ -28,10 +28,10 @@ def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str) -> 
     try:
         return run()
     except CpuInferError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; {after_interrupt}", file=sys.stderr)
+        print("; ".join(filter(None, (f"{command}: interrupted", after_interrupt))), file=sys.stderr)
         return 130
 
 

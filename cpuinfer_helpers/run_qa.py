@@ -19,8 +19,9 @@ import torch
 import transformers
 
 from cpuinfer_helpers.artifacts import write_text
+from cpuinfer_helpers.command_line import exit_code
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
-from cpuinfer_helpers.errors import CpuInferError, DataError, InputError, first_line
+from cpuinfer_helpers.errors import DataError, InputError, first_line
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.tasks import question_answering as qa
 from cpuinfer_helpers.tasks.files import read_json
@@ -127,17 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0, or 2 with one line on standard error if the request cannot be carried out, 130 if interrupted.
     """
-    try:
+
+    def run_and_print() -> int:
         results = run(*parse_options(sys.argv[1:] if arguments is None else list(arguments)))
-    except CpuInferError as error:
-        print(f"run_qa: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("run_qa: interrupted", file=sys.stderr)
-        return 130
-    if os.environ.get("RANK", "0") == "0":
-        print(*results, sep="\n\n", flush=True)
-    return 0
+        if os.environ.get("RANK", "0") == "0":
+            print(*results, sep="\n\n", flush=True)
+        return 0
+
+    return exit_code("run_qa", run_and_print)
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: JitTrainingArguments) -> list[QaResult]:
