@@ -38,6 +38,6 @@ def first_line(error: BaseException) -> str:
     own = [line for line in lines if line.startswith(("RuntimeError:", "IndexError:", "ValueError:"))]
     text = own[-1] if own else (lines[0] if lines else "no message")
     # Some name the raiser first, and what was raised below.
-    if lines and text == lines[0] and text.endswith(":") and len(lines) > 1:
+    if len(lines) > 1 and text == lines[0] and text.endswith(":"):
         text = f"{text} {lines[1]}"
     return text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"

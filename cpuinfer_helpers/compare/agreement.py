@@ -33,9 +33,9 @@ def max_error(
     """
     worst = 0.0
     for wanted, got, given in zip(expected, seen, inputs, strict=True):
+        valid = valid_positions(given, config)
         for name in wanted.keys() & got.keys():
             same_shape = wanted[name].shape == got[name].shape
-            valid = valid_positions(given, config)
             error = largest_error(wanted[name], got[name], valid) if same_shape else float("inf")
             worst = max(worst, error)
     return worst

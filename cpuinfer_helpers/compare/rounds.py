@@ -71,7 +71,7 @@ def run_rounds(
     """
     turn_s = min(TURN_S, budget_s / 20)
     calls = {child.recipe: max(1, round(turn_s / call_seconds[child.recipe])) for child in children}
-    started = time.perf_counter()
+    started = time.monotonic()
     budget_end = started + budget_s * len(children)
     alive = list(children)
     result = Rounds({child.recipe: [] for child in children}, round_id=f"{started:.9f}")
@@ -94,7 +94,7 @@ def run_rounds(
             result.stopped_by = "interval"
             break
         now = time.monotonic()
-        if time.perf_counter() >= budget_end or now + (now - begun) > deadline:
+        if now >= budget_end or now + (now - begun) > deadline:
             result.stopped_by = "budget"
             break
     return result

@@ -153,10 +153,10 @@ class Session:
 
     def _wait(self, child: Child, do: str, *, watched: bool = True) -> dict[str, Any]:
         left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
+            self.close(child)
+            raise ChildLost(f"timed out: no time was left for the step '{do.replace('_', ' ')}'")
         try:
-            if left_s <= 0:
-                child.close()
-                raise ChildLost(f"timed out: no time was left for the step '{do.replace('_', ' ')}'")
             watch = self._too_much if watched else None
             return child.result_of(do, timeout_s=min(self.timeout_s, left_s), watch=watch)
         except ChildLost:

@@ -238,7 +238,7 @@ class Search:
         rounds = self._rounds(self._bench, candidates)
         if not rounds.lost and self._is_undecided(candidates, rounds):
             # On a noisy machine all the time that is left goes into telling them apart.
-            left_s = self._end - self._reserve() - time.monotonic()
+            left_s = self._time_left()
             if left_s > 0:
                 rounds = self._rounds(replace(self._bench, budget_s=left_s / len(candidates)), candidates)
         reference = next(candidate for candidate in candidates if candidate.row.recipe == REFERENCE)
@@ -284,7 +284,7 @@ class Search:
         return [finalist.candidate.row.recipe for finalist in self.finalists]
 
     def _time_left(self) -> float:
-        """Seconds that are left for trying recipes."""
+        """Seconds that are left before what is kept for the end."""
         return self._end - self._reserve() - time.monotonic()
 
     def _reserve(self) -> float:

@@ -110,6 +110,11 @@ class Double(torch.nn.Module):
         return x * 2
 
 
+def session_of_double() -> Session:
+    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
+    return Session(content, threads=1, timeout_s=90, memory_bytes=None)
+
+
 def sleeping(request) -> Build:
     adapter = named_inputs(request.model, request.inputs)
 
@@ -134,8 +139,7 @@ def failing_later(request, error: Exception) -> Build:
 
 
 def test_a_stage_that_takes_too_long_is_ended_with_what_it_started():
-    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
-    with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
+    with session_of_double() as session:
         child, _ = session.start(cpu.Recipe("slow-fp32", "sleeps", sleeping))
         process = psutil.Process(child.process_id)
         session.timeout_s = 0.5
@@ -155,8 +159,7 @@ def test_a_stage_that_takes_too_long_is_ended_with_what_it_started():
     ],
 )
 def test_a_step_that_fails_is_told_by_its_cause(error, status):
-    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
-    with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
+    with session_of_double() as session:
         child, _ = session.start(cpu.Recipe("failing-fp32", "fails", functools.partial(failing_later, error=error)))
         session.ask(child, "prepare", verify=False)
         with pytest.raises(ChildLost) as lost:
@@ -165,8 +168,7 @@ def test_a_step_that_fails_is_told_by_its_cause(error, status):
 
 
 def test_a_step_for_which_no_time_is_left_is_not_waited_for():
-    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
-    with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
+    with session_of_double() as session:
         child, _ = session.start(cpu.Recipe("slow-fp32", "sleeps", sleeping))
         process = psutil.Process(child.process_id)
         session.deadline = time.monotonic()
@@ -189,8 +191,7 @@ def test_a_killed_child_ran_out_of_memory_if_the_kernel_counts_one(tmp_path, mon
     file = tmp_path / "vmstat"
     monkeypatch.setattr(children, "_KERNEL_COUNTERS", file)
     file.write_text(f"nr_free_pages 1\n{counters[0]}\n")
-    content = {"model": Double().eval(), "inputs": {"x": torch.ones(1, 2)}}
-    with Session(content, threads=1, timeout_s=90, memory_bytes=None) as session:
+    with session_of_double() as session:
         child, _ = session.start(cpu.get_recipe("eager-fp32"))
         file.write_text(f"nr_free_pages 1\n{counters[1]}\n")
         os.kill(child.process_id, signal.SIGKILL)

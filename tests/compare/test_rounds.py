@@ -23,8 +23,6 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    perf_counter = monotonic
-
 
 class Waiting:
     """Stands for a child process that is measured."""
