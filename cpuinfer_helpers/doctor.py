@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cpuinfer_helpers.cpp import find_compiler
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
-from cpuinfer_helpers.machine import MachineReport, machine_report, version_tuple
+from cpuinfer_helpers.machine import EMULATED_BF16, MachineReport, machine_report, version_tuple
 from cpuinfer_helpers.tasks.hub import DEFAULT_ENDPOINT, hub_unavailable
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -111,7 +111,8 @@ def _cpu(report: MachineReport) -> Finding:
     if report.architecture in ("x86_64", "AMD64") and "AVX2" not in report.isa:
         return Finding(WARN, "CPU", seen, "without AVX2, IPEX ends the process on import; expect low rates everywhere")
     if not report.bf16_native:
-        return Finding(WARN, "CPU", f"{seen}; no BF16 instructions", "BF16 is emulated and slower: stay with FP32")
+        remedy = f"stay with FP32: BF16 is emulated, {EMULATED_BF16}"
+        return Finding(WARN, "CPU", f"{seen}; no native BF16: {report.why_emulated}", remedy)
     return Finding(OK, "CPU", f"{seen}; BF16 native")
 
 

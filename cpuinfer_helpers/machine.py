@@ -19,31 +19,16 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import instructions
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-# Linux' names of the instruction sets that decide which kernels run, with the names that people use.
-# AVX512 asks for the five subsets that PyTorch and oneDNN ask for.
-_ISA_FLAGS = {
-    "AVX2": ("avx2", "fma"),
-    "AVX512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"),
-    "AVX512_VNNI": ("avx512_vnni",),
-    "AVX_VNNI": ("avx_vnni",),
-    "AVX512_BF16": ("avx512_bf16",),
-    "AMX_TILE": ("amx_tile",),
-    "AMX_INT8": ("amx_int8",),
-    "AMX_BF16": ("amx_bf16",),
-    "NEON": ("asimd",),
-    "ARM_BF16": ("bf16",),
-    "ARM_I8MM": ("i8mm",),
-}
-_BF16_ISA = ("AVX512_BF16", "AMX_BF16", "ARM_BF16")
-_INT8_ISA = ("AVX512_VNNI", "AVX_VNNI", "AMX_INT8", "ARM_I8MM")
-# oneDNN's caps have names such as AVX2 and AVX512_CORE_VNNI; those with one of these parts keep BF16.
-_CAPS_WITH_BF16 = ("DEFAULT", "ALL", "BF16", "AMX", "FP16", "AVX10")
-_ISA_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# Measured on AMD EPYC (Zen 3, AVX2 only): 3.6 times for single rows of a large model, 34 times for long inputs.
+EMULATED_BF16 = "3 to 34 times slower than FP32"
+# Without VNNI oneDNN adds pairs of 8-bit products in 16 bits, which saturate (its developer guide, "Nuances of int8").
+EMULATED_INT8 = "sums of products can overflow"
 _PACKAGES = (
     "torch",
     "intel-extension-for-pytorch",
@@ -107,22 +92,47 @@ class MachineReport(Displayed):
         return max(1, min(self.cores_allowed, quota))
 
     @property
+    def usable_isa(self) -> tuple[str, ...]:
+        """Of :attr:`isa`, what oneDNN may use, in which matrix products run."""
+        cap = instructions.onednn_cap(self.isa_caps)
+        return instructions.left_by(self.isa_caps[cap], self.isa) if cap else self.isa
+
+    @property
     def bf16_native(self) -> bool:
         """Whether BF16 matrix products have instructions of their own here; otherwise BF16 is emulated."""
-        return any(name in self.isa for name in _BF16_ISA) and self._cap_allows(_CAPS_WITH_BF16)
+        return self.is_native("bf16")
 
     @property
     def int8_native(self) -> bool:
         """Whether INT8 matrix products have instructions of their own here."""
-        return any(name in self.isa for name in _INT8_ISA) and self._cap_allows(("VNNI", *_CAPS_WITH_BF16))
+        return self.is_native("int8")
+
+    def is_native(self, precision: str) -> bool:
+        """Whether matrix products in ``fp32``, ``bf16`` or ``int8`` have instructions of their own here."""
+        return instructions.is_native(precision, self.usable_isa)
 
     @property
     def why_emulated(self) -> str:
-        """Why a precision that is not native here is emulated: oneDNN is held back, or the CPU lacks it."""
-        name = next((name for name in _ISA_CAPS[1:] if name in self.isa_caps), None)
-        if name:
-            return f"{name}={self.isa_caps[name]} keeps oneDNN from instructions for it"
-        return "this CPU has no instructions for it"
+        """Which instructions BF16 misses here, and what holds them back; empty if it is native."""
+        return self.why_not_native("bf16") or ""
+
+    def why_not_native(self, precision: str) -> str | None:
+        """Which instructions a precision misses here, and what holds them back; None if it misses none."""
+        if self.is_native(precision):
+            return None
+        needed = instructions.native_sets(precision, self.architecture)
+        held_back = [name for name in needed if name in self.isa]
+        cap = instructions.onednn_cap(self.isa_caps)
+        if held_back and cap:
+            return f"{cap}={self.isa_caps[cap]} keeps oneDNN from {instructions.one_of(held_back)}"
+        return f"this CPU has no {instructions.one_of(needed)}"
+
+    def why_no_avx512(self) -> str | None:
+        """Why PyTorch's and IPEX's own loops do without AVX512 in this process; None if they use it."""
+        cap = self.isa_caps.get(instructions.ATEN_CAP, "")
+        if "AVX512" not in self.isa:
+            return "this CPU has no AVX512"
+        return f"{instructions.ATEN_CAP}={cap} holds AVX512 back" if cap.upper() in ("DEFAULT", "AVX2") else None
 
     @property
     def stack(self) -> str:
@@ -151,8 +161,8 @@ class MachineReport(Displayed):
             ("CPU", f"{self.cpu} ({self.architecture})"),
             ("instruction sets", ", ".join(self.isa) or "none of those that matter here"),
             ("held back by", caps),
-            ("BF16", "native" if self.bf16_native else "emulated: expect it to be slower than FP32"),
-            ("INT8", "native" if self.int8_native else "no instructions of its own"),
+            ("BF16", self._precision_text("bf16", EMULATED_BF16)),
+            ("INT8", self._precision_text("int8", EMULATED_INT8)),
             (
                 "cores",
                 f"{self.cores} usable ({self.cores_total} in the machine, {self.cores_allowed} allowed, {quota})",
@@ -168,10 +178,9 @@ class MachineReport(Displayed):
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.stack} stack ({packages})"
 
-    def _cap_allows(self, parts: tuple[str, ...]) -> bool:
-        """Whether oneDNN's cap, a name such as AVX2, holds one of the parts; no cap allows everything."""
-        cap = self.isa_caps.get("ONEDNN_MAX_CPU_ISA") or self.isa_caps.get("DNNL_MAX_CPU_ISA") or "ALL"
-        return any(part in cap.upper() for part in parts)
+    def _precision_text(self, precision: str, cost: str) -> str:
+        why = self.why_not_native(precision)
+        return f"emulated: {why}; {cost}" if why else "native"
 
 
 def machine_report() -> MachineReport:
@@ -195,7 +204,7 @@ def machine_report() -> MachineReport:
         cpu=_cpu_name(),
         architecture=platform.machine(),
         isa=detect_isa(),
-        isa_caps={name: os.environ[name] for name in _ISA_CAPS if os.environ.get(name)},
+        isa_caps={name: os.environ[name] for name in instructions.CAPS if os.environ.get(name)},
         cores_total=os.cpu_count() or 1,
         cores_allowed=_cores_allowed(),
         cpu_quota=cpu_quota(),
@@ -353,7 +362,7 @@ def detect_isa() -> tuple[str, ...]:
     """The instruction sets of this CPU that decide which kernels run."""
     flags = _linux_flags() or _macos_flags()
     if flags:
-        return tuple(name for name, needed in _ISA_FLAGS.items() if flags.issuperset(needed))
+        return tuple(name for name, needed in instructions.FLAGS.items() if flags.issuperset(needed))
     capability = torch.backends.cpu.get_cpu_capability()
     return {"AVX512": ("AVX2", "AVX512"), "AVX2": ("AVX2",)}.get(capability, ())
 
@@ -400,6 +409,16 @@ def _control_groups(root: Path, membership: Path, controller: str) -> Iterator[P
         for folder in (group, *group.parents):
             yield mount / folder
     yield root
+
+
+def no_bf16_kernels() -> str | None:
+    """Why oneDNN has no BF16 kernels here, or None if it has: native ones, or such that emulate by AVX512."""
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    report = machine_report()
+    cap = instructions.onednn_cap(report.isa_caps) if "AVX512" in report.isa else None
+    where = f"under {cap}={report.isa_caps[cap]}" if cap else "for this CPU"
+    return f"oneDNN has no BF16 kernels {where}: they need AVX512 or AVX-NE-CONVERT"
 
 
 def _memory() -> tuple[int, int]:

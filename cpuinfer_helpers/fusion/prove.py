@@ -92,7 +92,7 @@ class Proofs(Displayed):
             columns=("pattern", "precision", "proven", "nodes", "kernel events", "largest error", "why not"),
             rows=tuple(_row(proof) for proof in self.proofs),
             numeric=("largest error",),
-            note="" if machine_report().bf16_native else "bf16 is emulated: this CPU has no instructions for it",
+            note="" if machine_report().bf16_native else f"bf16 is emulated: {machine_report().why_emulated}",
         )
 
 

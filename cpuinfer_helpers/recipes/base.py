@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.machine import machine_report, version_tuple
+from cpuinfer_helpers.machine import EMULATED_BF16, EMULATED_INT8, machine_report, version_tuple
 from cpuinfer_helpers.signature import BoundInputs
 
 Tensors = Mapping[str, torch.Tensor]
 PRECISIONS = ("fp32", "bf16", "int8")
+_COST = {"bf16": EMULATED_BF16, "int8": EMULATED_INT8}
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,14 @@ class Recipe:
 
     @property
     def emulated(self) -> bool:
-        """Whether this CPU lacks instructions for the recipe's precision, so that it runs slower than FP32."""
-        report = machine_report()
-        native = {"bf16": report.bf16_native, "int8": report.int8_native}
-        return not native.get(self.precision, True)
+        """Whether this CPU lacks instructions for the recipe's precision."""
+        return self.emulation is not None
+
+    @property
+    def emulation(self) -> str | None:
+        """Which instructions for its precision this CPU lacks, and what that costs; None if it has them."""
+        why = machine_report().why_not_native(self.precision)
+        return f"emulated: {why}; {_COST[self.precision]}" if why else None
 
 
 def _missing(need: str) -> str | None:

@@ -10,9 +10,9 @@ import torch
 from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.bettertransformer import FastEncoderLayer, FastPathUse, fast_path_use, to_bettertransformer
 from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.machine import no_bf16_kernels
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
 from cpuinfer_helpers.recipes.copies import cast_copy
-from cpuinfer_helpers.recipes.onednn_graph import no_bf16_kernels
 
 _MASK = "attention_mask"
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.machine import detect_isa, native_stderr_logged, version_tuple
+from cpuinfer_helpers.machine import detect_isa, native_stderr_logged, no_bf16_kernels, version_tuple
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import with_attention
 from cpuinfer_helpers.recipes.torchscript import build_of_trace, export_trace, load_trace
@@ -371,13 +371,18 @@ def _restore(stored: Stored, folder: Path) -> Build:
     return Build(answer, runs="ScriptModule of IPEX, frozen", module=module)
 
 
+def obstacle_to(precision: str) -> Callable[[], str | None]:
+    """What keeps IPEX from a precision here, as a function to call when that is asked."""
+    return lambda: _obstacle() or (no_bf16_kernels() if precision == "bf16" else None)
+
+
 def _recipe(precision: str, summary: str, build: Callable[[Request], Build]) -> Recipe:
     return Recipe(
         f"ipex-{precision}",
         summary,
         build,
         needs=("intel-extension-for-pytorch==2.8",),
-        obstacle=_obstacle,
+        obstacle=obstacle_to(precision),
         changes_process=_CHANGES,
         export=_export,
         restore=_restore,

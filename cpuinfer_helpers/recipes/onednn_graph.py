@@ -19,7 +19,7 @@ import torch
 
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.errors import first_line
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine import no_bf16_kernels
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.buckets import Answer, LengthBuckets, with_buckets
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, with_attention
@@ -202,15 +202,6 @@ def _restore(stored: Stored, folder: Path) -> Build:
 def _weight_dtypes(rewritten: Rewritten, others: Mapping[str, int]) -> dict[str, int]:
     packed = Counter(str(weight.dtype).removeprefix("torch.") for weight in rewritten.weights.values())
     return dict((packed + Counter(others)).most_common())
-
-
-def no_bf16_kernels() -> str | None:
-    """Why oneDNN cannot compute in BF16 here, or None if it can."""
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    caps = machine_report().isa_caps
-    held = f"; held back by {', '.join(f'{name}={value}' for name, value in caps.items())}" if caps else ""
-    return f"oneDNN has no BF16 kernels for this CPU: they need AVX512 or AVX-NE-CONVERT{held}"
 
 
 def _no_onednn() -> str | None:

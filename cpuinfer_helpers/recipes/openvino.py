@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import instructions
 from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.machine import machine_report
@@ -166,14 +167,33 @@ def _restore(stored: Stored, folder: Path) -> Build:
     return Build(_Answer(compiled, stored.inputs.tensors, stored.outputs), runs=stored.details["runs"])
 
 
-def _recipe(precision: str, summary: str, build: Callable[[Request], Build], needs: tuple[str, ...]) -> Recipe:
-    return Recipe(f"openvino-{precision}", summary, build, needs, export=_export, restore=_restore)
+def _no_bf16() -> str | None:
+    """Why OpenVINO runs nothing in BF16 here: it has such kernels from AVX512 on; elsewhere it runs FP32 in silence."""
+    report = machine_report()
+    if report.architecture not in ("x86_64", "AMD64"):
+        return None
+    cap = report.isa_caps.get(instructions.OPENVINO_CAP, "")
+    if "AVX512" in report.isa and "AVX512" not in instructions.left_by(cap, report.isa):
+        return f"OpenVINO has no BF16 kernels under {instructions.OPENVINO_CAP}={cap}: they need AVX512"
+    return None if "AVX512" in report.isa else "OpenVINO has no BF16 kernels for this CPU: they need AVX512"
 
 
-_NEEDS = ("openvino>=2024.4",)
+def _recipe(
+    precision: str,
+    summary: str,
+    build: Callable[[Request], Build],
+    needs: tuple[str, ...] = ("openvino>=2024.4",),
+    obstacle: Callable[[], str | None] = lambda: None,
+) -> Recipe:
+    return Recipe(
+        f"openvino-{precision}", summary, build, needs, obstacle=obstacle, export=_export, restore=_restore
+    )
+
 
 RECIPES = (
-    _recipe("fp32", "converted to OpenVINO, kept in FP32", _build_fp32, _NEEDS),
-    _recipe("bf16", "converted to OpenVINO, run in BF16", _build_bf16, _NEEDS),
-    _recipe("int8", "converted to OpenVINO, quantised by NNCF", _build_int8, (*_NEEDS, "nncf>=2.13")),
+    _recipe("fp32", "converted to OpenVINO, kept in FP32", _build_fp32),
+    _recipe("bf16", "converted to OpenVINO, run in BF16", _build_bf16, obstacle=_no_bf16),
+    _recipe(
+        "int8", "converted to OpenVINO, quantised by NNCF", _build_int8, needs=("openvino>=2024.4", "nncf>=2.13")
+    ),
 )

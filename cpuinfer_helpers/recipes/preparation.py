@@ -13,7 +13,7 @@ import torch
 
 from cpuinfer_helpers.adapter import eager_answers, named_inputs
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
-from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
+from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
@@ -262,7 +262,7 @@ class _Job:
 
     def _emulation(self) -> dict[str, str]:
         precision = self.recipe.precision.upper()
-        return {precision: f"emulated: {machine_report().why_emulated}"} if self.recipe.emulated else {}
+        return {precision: self.recipe.emulation} if self.recipe.emulation else {}
 
     def _left_out(self, spec: OutputSpec) -> tuple[str, ...]:
         kept = set(spec.tensor_names())

@@ -89,4 +89,4 @@ def _order(recipe: Recipe) -> tuple[bool, int, str]:
 def _here(recipe: Recipe) -> str:
     if recipe.why_not:
         return f"cannot run: {recipe.why_not}"
-    return "runs, emulated" if recipe.emulated else "runs"
+    return f"runs, {recipe.emulation}" if recipe.emulation else "runs"

@@ -12,7 +12,7 @@ import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
-from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
+from cpuinfer_helpers.machine import EMULATED_BF16, detect_isa, installed_versions, machine_report
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes import Recipe, prepare
@@ -138,9 +138,8 @@ class Preparation:
         return self._noted(Ready(answer, receipt, by_recipe=False), reason)
 
     def _emulation(self) -> dict[str, str]:
-        if self._plan.precision == "bf16" and not machine_report().bf16_native:
-            return {"BF16": "emulated: this CPU has no instructions for it"}
-        return {}
+        why = machine_report().why_emulated if self._plan.precision == "bf16" else ""
+        return {"BF16": f"emulated: {why}; {EMULATED_BF16}"} if why else {}
 
     def _by_recipe(self, recipe: Recipe) -> Ready:
         rows, expected, loss = self._wanted

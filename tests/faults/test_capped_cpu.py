@@ -80,7 +80,7 @@ def test_a_cpu_with_avx2_only():
         assert recipes[name]["evidence"]["BF16"].startswith("emulated: ") and recipes[name]["verified"]
     # oneDNN itself refuses BF16 below AVX512, unless the CPU has AVX-NE-CONVERT.
     refused = recipes["onednn-graph-bf16"]
-    assert refused["why not"] is None or refused["why not"].startswith("oneDNN has no BF16 kernels for this CPU")
+    assert refused["why not"] is None or refused["why not"].startswith("oneDNN has no BF16 kernels ")
 
 
 def test_pytorchs_own_kernels_without_any_vectors():
