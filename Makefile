@@ -4,7 +4,7 @@
 
 START = sh tools/start.sh
 
-.PHONY: help lab test run bench bench-trainer sweep sweep-current test-current doctor clean
+.PHONY: help lab test test-current test-avx2 test-current-avx2 run bench bench-trainer sweep sweep-current doctor clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make bench-trainer the whole run_qa flow, transformers' own Trainer against ours (ten minutes)"
 	@echo "make sweep         every architecture that transformers has for five tasks: traced and right, or refused and why (minutes)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
+	@echo "make test-avx2, make test-current-avx2   what depends on the CPU, once more, with it held back to AVX2"
 	@echo "make sweep-current the same as make sweep, on the current stack"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"
@@ -25,6 +26,9 @@ lab:
 
 test:
 	@$(START) guide tools/check.py
+
+test-avx2:
+	@$(START) guide tools/check.py --avx2
 
 run:
 	@$(START) guide tools/run_notebooks.py
@@ -43,6 +47,9 @@ sweep-current:
 
 test-current:
 	@$(START) current tools/check.py
+
+test-current-avx2:
+	@$(START) current tools/check.py --avx2
 
 doctor:
 	@$(START) guide -m cpuinfer_helpers doctor

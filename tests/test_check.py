@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -62,6 +63,76 @@ def test_one_failure_fails_the_whole_and_stops_nothing(clone, monkeypatch, capfd
     assert check.main([]) == expected
     summary = capfd.readouterr().out.partition("=== summary")[2]
     assert all(f"step {i} " in summary for i in range(len(codes)))
+
+
+def test_notebooks_run_side_by_side_and_print_in_one_piece(clone, monkeypatch, capfd):
+    monkeypatch.setattr(check, "process_count", lambda: 2)
+    # Each waits until the other has begun, so one after the other they would both fail.
+    program = (
+        "import pathlib, sys, time; me, other = map(pathlib.Path, sys.argv[1:]); print(me, 'begins', flush=True)\n"
+        "me.touch(); end = time.monotonic() + 30\n"
+        "while not other.exists() and time.monotonic() < end: time.sleep(0.01)\n"
+        "print(me, 'ends', file=sys.stderr); sys.exit(not other.exists())"
+    )
+    pairs = (("a", "b"), ("b", "a"))
+    outcomes = check.run_together([check.Step(me, [sys.executable, "-c", program, me, other]) for me, other in pairs])
+    assert [(outcome.name, outcome.code) for outcome in outcomes] == [("a", 0), ("b", 0)]
+    lines = [line for line in capfd.readouterr().out.splitlines() if line]
+    assert sorted([lines[:3], lines[3:]]) == [[f"=== {me}", f"{me} begins", f"{me} ends"] for me in ("a", "b")]
+
+
+def test_every_test_runs_once_beside_others_or_alone():
+    marks = [step.command[step.command.index("-m", 3) + 1] for step in check.unit_steps() if "pytest" in step.command]
+    assert marks == ["not alone", "alone"]
+
+
+def test_threads_of_all_processes_together_are_one_for_each_core(monkeypatch):
+    machine = check.machine_report()
+    monkeypatch.setattr(check, "machine_report", lambda: replace(machine, cores_allowed=8, cpu_quota=None))
+    monkeypatch.setattr(check, "process_count", lambda: 2)
+    step = check.side_by_side("tests", "cpu")
+    assert step.environment["OMP_NUM_THREADS"] == "4" and step.command[step.command.index("-n") + 1] == "2"
+
+
+@pytest.mark.parametrize(("cores", "gibibytes", "count"), [(2, 23, 2), (16, 23, 5), (1, 23, 1), (4, 2, 1)])
+def test_processes_have_a_core_and_enough_memory_each(monkeypatch, cores, gibibytes, count):
+    memory = gibibytes * 2**30
+    machine = replace(check.machine_report(), cores_allowed=cores, cpu_quota=None, memory_available=memory)
+    monkeypatch.setattr(check, "machine_report", lambda: machine)
+    assert check.process_count() == count
+
+
+# On AVX2
+
+SEES = "import os; assert (os.environ['ONEDNN_MAX_CPU_ISA'], os.environ['ATEN_CPU_CAPABILITY']) == ('AVX2', 'avx2')"
+
+
+@pytest.fixture
+def capable(monkeypatch):
+    machine = replace(check.machine_report(), isa=("AVX2", "AVX512"))
+    monkeypatch.setattr(check, "machine_report", lambda: machine)
+    for name in check.AVX2_ONLY:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_with_the_cpu_held_back_some_notebooks_and_the_tests_that_see_it_run(clone, capable, capfd):
+    for name in ("01-a", "04-b", "08-c"):
+        store(clone, name, SEES)
+    first, together = check.steps_of([], avx2=True)
+    assert [step.name for step in first] == ["unit tests, AVX2"] and "cpu and not alone" in first[0].command
+    assert [step.name for step in together] == ["04-b.ipynb, AVX2", "08-c.ipynb, AVX2"]
+    assert check.main(["--avx2", "04", "01"]) == 0
+    assert "01-a.ipynb, AVX2" in capfd.readouterr().out
+    assert check.main(["01"]) == 1, "without it nothing is held back"
+    capfd.readouterr()
+
+
+def test_a_cpu_without_avx512_has_nothing_to_hold_back(clone, monkeypatch, capfd):
+    machine = replace(check.machine_report(), isa=("AVX2",))
+    monkeypatch.setattr(check, "machine_report", lambda: machine)
+    store(clone, "04-b", "assert False")
+    assert check.main(["--avx2"]) == 0
+    assert "nothing to hold back" in capfd.readouterr().out
 
 
 def test_a_name_that_fits_no_notebook_is_an_error(clone, capfd):

@@ -1,33 +1,59 @@
 """What `make test` runs: ruff, the unit tests, then every notebook through nbval in fast mode.
 
-    python tools/check.py [part of a notebook's name ...]
+    python tools/check.py [--avx2] [part of a notebook's name ...]
 
-Names choose notebooks; without any, everything runs. Each notebook has a process of its own, one after the
-other: side by side they would disturb each other's timings.
+Names choose notebooks; without any, everything runs. As many processes as there are usable cores run side by side:
+nothing that is tested depends on how fast the machine is.
+
+With --avx2, what depends on the CPU's instruction sets (tests marked `cpu`, and some of the notebooks) runs with this
+CPU held back to AVX2, as many cloud machines are. Where the CPU has no more than that, nothing is left to run.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
+from typing import IO
+
+from cpuinfer_helpers.machine import machine_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_SECONDS = 300
 NOTHING_COLLECTED = 5  # pytest's exit code
+# Seen of a process of tests with those that it starts: up to 3 GB.
+BYTES_PER_PROCESS = 4 * 2**30
 # The same on every machine: small sizes, no hub, and nothing from the user's cache of it.
-TEST_ENVIRONMENT = {"CPUINFER_FAST": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(ROOT / ".state" / "no-hub-cache")}
+TEST_ENVIRONMENT = {
+    "CPUINFER_FAST": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_CACHE": str(ROOT / ".state" / "no-hub-cache"),
+    # Otherwise whatever imports torch.compile's backend, as IPEX does, starts processes that import PyTorch to wait.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
+# PyTorch's and IPEX's own loops; oneDNN, wherever it is built in; OpenVINO. Each reads its variable when it is loaded.
+AVX2_ONLY = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"}
+# On fusions, BF16 and INT8: what they show differs most from one CPU to another.
+NOTEBOOKS_ON_AVX2 = ("04-", "05-", "08-")
+
+_printing = Lock()
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and what to call it in the summary."""
+    """One command, what to call it in the summary, and variables of its own."""
 
     name: str
     command: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,17 +69,38 @@ class Outcome:
         return f"{self.name:<40} {self.seconds:7.1f} s  {status}"
 
 
-def notebooks(parts: list[str]) -> list[Path]:
+def process_count() -> int:
+    """How many processes of tests run well side by side on this machine."""
+    machine = machine_report()
+    return max(1, min(machine.cores, machine.memory_available // BYTES_PER_PROCESS))
+
+
+def notebooks(parts: Sequence[str]) -> list[Path]:
     """The course's notebooks in order, or those whose name holds one of the parts."""
     found = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
     return [path for path in found if not parts or any(part in path.name for part in parts)]
 
 
 def unit_steps() -> list[Step]:
+    """Ruff, the tests that may run side by side, and those that need the machine for themselves."""
     return [
         Step("ruff", [sys.executable, "-m", "ruff", "check", "."]),
-        Step("unit tests", [sys.executable, "-m", "pytest"]),
+        side_by_side("unit tests", "not alone"),
+        Step("unit tests, alone", [sys.executable, "-m", "pytest", "-m", "alone"]),
     ]
+
+
+def avx2_steps() -> list[Step]:
+    """The tests that see the CPU's instruction sets."""
+    return [on_avx2(side_by_side("unit tests", "cpu and not alone"))]
+
+
+def side_by_side(name: str, marks: str) -> Step:
+    """Tests in several processes; those of a file in one, because they share what is slow to prepare."""
+    count = process_count()
+    command = [sys.executable, "-m", "pytest", "-n", str(count), "--dist", "loadfile", "-m", marks]
+    # A thread for each core, all processes together. With more, small operators wait for threads without a core.
+    return Step(name, command, {"OMP_NUM_THREADS": str(max(1, machine_report().cores // count))})
 
 
 def notebook_step(path: Path) -> Step:
@@ -63,24 +110,62 @@ def notebook_step(path: Path) -> Step:
     return Step(path.name, command)
 
 
-def run(step: Step) -> Outcome:
-    print(f"\n=== {step.name}", flush=True)
+def on_avx2(step: Step) -> Step:
+    """The same step with the CPU held back."""
+    return replace(step, name=f"{step.name}, AVX2", environment={**step.environment, **AVX2_ONLY})
+
+
+def run(step: Step, output: IO[bytes] | None = None) -> Outcome:
+    """Run a step; what it prints goes to ``output`` if one is given."""
+    if output is None:
+        print(f"\n=== {step.name}", flush=True)
     start = time.monotonic()
-    code = subprocess.run(step.command, cwd=ROOT, env={**os.environ, **TEST_ENVIRONMENT}).returncode
+    environment = {**os.environ, **TEST_ENVIRONMENT, **step.environment}
+    code = subprocess.run(step.command, cwd=ROOT, env=environment, stdout=output, stderr=output).returncode
     return Outcome(step.name, code, time.monotonic() - start)
 
 
-def main(parts: list[str]) -> int:
-    chosen = notebooks(parts)
-    if parts and not chosen:
-        print(f"No notebook's name holds any of: {' '.join(parts)}", file=sys.stderr)
+def run_together(steps: Sequence[Step]) -> list[Outcome]:
+    """Run steps side by side; each one's output is printed in one piece."""
+    with ThreadPoolExecutor(process_count()) as pool:
+        return list(pool.map(_run_quietly, steps))
+
+
+def _run_quietly(step: Step) -> Outcome:
+    with tempfile.TemporaryFile() as output:
+        outcome = run(step, output)
+        output.seek(0)
+        with _printing:
+            print(f"\n=== {step.name}\n{output.read().decode(errors='replace')}", flush=True)
+    return outcome
+
+
+def steps_of(parts: Sequence[str], avx2: bool) -> tuple[list[Step], list[Step]]:
+    """What runs one after the other, and then the notebooks, which run side by side."""
+    found = notebooks(parts or (NOTEBOOKS_ON_AVX2 if avx2 else ()))
+    chosen = [notebook_step(path) for path in found]
+    if avx2:
+        return [] if parts else avx2_steps(), [on_avx2(step) for step in chosen]
+    return [] if parts else unit_steps(), chosen
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tools/check.py", description="run ruff, the tests and the notebooks")
+    parser.add_argument("--avx2", action="store_true", help="what depends on the CPU, with it held back to AVX2")
+    parser.add_argument("parts", nargs="*", metavar="part", help="of a notebook's name: only such notebooks")
+    options = parser.parse_args(words)
+    if options.avx2 and "AVX512" not in machine_report().isa:
+        print("This CPU has no AVX512, so there is nothing to hold back: the other tests have run on AVX2 or less.")
+        return 0
+    first, together = steps_of(options.parts, options.avx2)
+    if options.parts and not together:
+        print(f"No notebook's name holds any of: {' '.join(options.parts)}", file=sys.stderr)
         return 2
-    steps = ([] if parts else unit_steps()) + [notebook_step(path) for path in chosen]
-    outcomes = [run(step) for step in steps]
+    outcomes = [run(step) for step in first] + run_together(together)
     print("\n=== summary")
     for outcome in outcomes:
         print(outcome)
-    if not chosen:
+    if not together:
         print("There is no notebook yet in notebooks/.")
     return int(any(outcome.code for outcome in outcomes))
 
