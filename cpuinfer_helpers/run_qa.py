@@ -109,6 +109,8 @@ class QaResult(Displayed):
             ("compilation", format_seconds(self.compilation_seconds) if self.compilation_seconds else "none"),
             ("ran", self.receipt.runs if self.receipt else "the eager model in FP32, as transformers runs it"),
         ]
+        evidence = self.receipt.evidence if self.receipt else {}
+        rows += [(name, evidence[name]) for name in ("BF16", "estimate") if name in evidence]
         if self.receipt is not None and self.receipt.reason:
             rows.append(("not as asked, because", self.receipt.reason))
         return Table((self.part, "result"), tuple(rows))

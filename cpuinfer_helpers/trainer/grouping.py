@@ -11,8 +11,8 @@ import torch
 from cpuinfer_helpers.recipes.buckets import BUCKET_STEP
 
 
-def order_by_length(dataset: Any) -> np.ndarray | None:
-    """Positions of a dataset's rows, longest first: what the longest batch needs is known at once.
+def lengths_of(dataset: Any) -> np.ndarray | None:
+    """Tokens in each of a dataset's rows that are no padding.
 
     Parameters
     ----------
@@ -22,10 +22,35 @@ def order_by_length(dataset: Any) -> np.ndarray | None:
     Returns
     -------
     ndarray of int or None
-        Rows of the same length in the order of the dataset; None if the rows tell no length.
+        None if the rows tell no length.
     """
-    lengths = _lengths(dataset)
-    return None if lengths is None else np.argsort(-lengths, kind="stable")
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        name = next((name for name in ("attention_mask", "input_ids") if name in names), None)
+        columns: Sequence[Any] = dataset[name] if name else ()
+        if name is None:
+            return None
+        return np.array([_length_of({name: row}) for row in columns])
+    lengths = []
+    for index in range(len(dataset)):
+        row = dataset[index]
+        if not isinstance(row, Mapping) or ("input_ids" not in row and "attention_mask" not in row):
+            return None
+        lengths.append(_length_of(row))
+    return np.array(lengths)
+
+
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Positions of rows of these lengths, longest first: what the longest batch needs is known at once."""
+    return np.argsort(-lengths, kind="stable")
+
+
+def tokens_of_batches(lengths: np.ndarray, batch_size: int, step: int = BUCKET_STEP) -> list[int]:
+    """Tokens in each batch of rows that come longest first, cut as :class:`TrimmedPadding` cuts them."""
+    ordered = lengths[longest_first(lengths)]
+    starts = range(0, len(ordered), batch_size)
+    widths = [-(-max(int(ordered[start]), 1) // step) * step for start in starts]
+    return [width * min(batch_size, len(ordered) - start) for width, start in zip(widths, starts, strict=True)]
 
 
 def rows_at(dataset: Any, positions: Iterable[int]) -> Any:
@@ -96,23 +121,6 @@ def restoring(compute_metrics: Callable[[Any], Any], order: np.ndarray) -> Calla
         return compute_metrics(type(evaluated)(**{name: restored(value, order) for name, value in values.items()}))
 
     return compute
-
-
-def _lengths(dataset: Any) -> np.ndarray | None:
-    names = getattr(dataset, "column_names", None)
-    if isinstance(names, list):
-        name = next((name for name in ("attention_mask", "input_ids") if name in names), None)
-        columns: Sequence[Any] = dataset[name] if name else ()
-        if name is None:
-            return None
-        return np.array([_length_of({name: row}) for row in columns])
-    lengths = []
-    for index in range(len(dataset)):
-        row = dataset[index]
-        if not isinstance(row, Mapping) or ("input_ids" not in row and "attention_mask" not in row):
-            return None
-        lengths.append(_length_of(row))
-    return np.array(lengths)
 
 
 def _length_of(row: Mapping[str, Any]) -> int:

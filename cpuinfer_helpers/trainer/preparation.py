@@ -12,12 +12,13 @@ import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
-from cpuinfer_helpers.machine import EMULATED_BF16, detect_isa, installed_versions, machine_report
+from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes import Recipe, prepare
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy
 from cpuinfer_helpers.trainer.copies import evaluation_copy, in_evaluation_mode
+from cpuinfer_helpers.trainer.emulation import emulation_text
 from cpuinfer_helpers.trainer.grouping import cut_columns
 from cpuinfer_helpers.trainer.losses import LossFunction, loss_of, split_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
@@ -124,22 +125,20 @@ class Preparation:
     def _as_eager(self, answer: Callable[..., Any], runs: str, reason: str | None) -> Ready:
         # With labels, which some models cannot do without.
         rows = _shortened({**self._inputs, **self._labels})
+        emulation = emulation_text(self._plan)
+        runs = f"{runs} (emulated)" if emulation else runs
         receipt = Receipt(
             requested={"model": type(self._own).__name__},
             script_module=False,
             runs=f"{runs}, because {reason}" if reason else runs,
             linear_dtypes=linear_dtypes(answer, rows),
-            evidence=self._emulation(),
+            evidence={"BF16": emulation} if emulation else {},
             attention_implementation=attention_of(self._own),
             isa=detect_isa(),
             threads=torch.get_num_threads(),
             versions=installed_versions(),
         )
         return self._noted(Ready(answer, receipt, by_recipe=False), reason)
-
-    def _emulation(self) -> dict[str, str]:
-        why = machine_report().why_emulated if self._plan.precision == "bf16" else ""
-        return {"BF16": f"emulated: {why}; {EMULATED_BF16}"} if why else {}
 
     def _by_recipe(self, recipe: Recipe) -> Ready:
         rows, expected, loss = self._wanted
@@ -171,7 +170,10 @@ class Preparation:
         )
         if not check.passed:
             raise RecipeError(f"it does not give the model's answers to the first batch: {check.note}")
-        return Ready(prepared, replace(prepared.receipt, checks=(*prepared.receipt.checks, check)))
+        receipt = replace(prepared.receipt, checks=(*prepared.receipt.checks, check))
+        if emulation_text(self._plan):
+            receipt = replace(receipt, runs=f"{receipt.runs} (BF16 emulated)")
+        return Ready(prepared, receipt)
 
     def _reference(self, rows: Mapping[str, Any]) -> Any:
         try:

@@ -12,6 +12,7 @@ import torch
 from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.signature import argument_names
+from cpuinfer_helpers.trainer.emulation import Forecast, seconds_in_fp32, shortest, timed
 from cpuinfer_helpers.trainer.losses import with_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
 from cpuinfer_helpers.trainer.preparation import Preparation, Ready
@@ -34,7 +35,9 @@ class StandIn(torch.nn.Module):
     receipt : Receipt or None
         Of what answered the last batch.
     seconds : float
-        Time spent on preparation since this was last set to zero.
+        Time spent on preparation, and on a forecast, since this was last set to zero.
+    forecast : Forecast or None
+        To be told by the next batch.
     """
 
     def __init__(self, model: torch.nn.Module, plan: EvaluationPlan) -> None:
@@ -43,6 +46,7 @@ class StandIn(torch.nn.Module):
         self.plan = plan
         self.receipt: Receipt | None = None
         self.seconds = 0.0
+        self.forecast: Forecast | None = None
         # In a tuple: a module given as an attribute would become a part of this one.
         self._model = (model,)
         self._ready: dict[tuple[Any, ...], Ready] = {}
@@ -58,15 +62,11 @@ class StandIn(torch.nn.Module):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             if kind not in self._ready:
                 self._ready[kind] = self._prepared(inputs, labels)
-            try:
-                output = _answer(self._ready[kind], inputs, labels)
-            except Exception as error:  # a trace fails with whatever its operators raise
-                if not self._ready[kind].by_recipe or self.plan.on_failure == "raise":
-                    raise
-                reason = f"a later batch failed: {first_line(error)}"
-                logger.warning("%s; the eager model evaluates from here on", reason)
-                self._ready[kind] = self._prepared(inputs, labels, reason)
-                output = _answer(self._ready[kind], inputs, labels)
+            forecast, self.forecast = self.forecast, None
+            if forecast is None:
+                output = self._output(kind, inputs, labels)
+            else:
+                output = self._foretold(forecast, kind, inputs, labels)
         self.receipt = self._ready[kind].receipt
         return output
 
@@ -82,6 +82,30 @@ class StandIn(torch.nn.Module):
     def _get_name(self) -> str:
         """The model's class: the Trainer looks up by it how labels are smoothed."""
         return self._model[0]._get_name()
+
+    def _output(self, kind: tuple[Any, ...], inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> Any:
+        try:
+            return _answer(self._ready[kind], inputs, labels)
+        except Exception as error:  # a trace fails with whatever its operators raise
+            if not self._ready[kind].by_recipe or self.plan.on_failure == "raise":
+                raise
+            reason = f"a later batch failed: {first_line(error)}"
+            logger.warning("%s; the eager model evaluates from here on", reason)
+            self._ready[kind] = self._prepared(inputs, labels, reason)
+            return _answer(self._ready[kind], inputs, labels)
+
+    def _foretold(
+        self, forecast: Forecast, kind: tuple[Any, ...], inputs: Mapping[str, Any], labels: Mapping[str, Any]
+    ) -> Any:
+        """The output, and what it took told; what is run for the forecast alone counts as preparation."""
+        prepared = self.seconds
+        output, seconds = timed(lambda: self._output(kind, inputs, labels))
+        seconds -= self.seconds - prepared
+        started = time.perf_counter()
+        seconds = shortest(lambda: self._output(kind, inputs, labels), seconds)
+        forecast.tell(seconds, seconds_in_fp32(self._model[0], {**inputs, **labels}))
+        self.seconds += time.perf_counter() - started
+        return output
 
     def _prepared(self, inputs: Mapping[str, Any], labels: Mapping[str, Any], failure: str | None = None) -> Ready:
         started = time.perf_counter()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import transformers
 from cpuinfer_helpers.machine import freed_memory_kept
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.trainer import grouping
+from cpuinfer_helpers.trainer.emulation import Forecast, warn_of_emulation, why_emulated
 from cpuinfer_helpers.trainer.fingerprint import fingerprint
 from cpuinfer_helpers.trainer.plan import EvaluationPlan, plan_of
 from cpuinfer_helpers.trainer.stand_in import StandIn
@@ -34,12 +36,16 @@ class JitTrainer(transformers.Trainer):
     configuration change. The user's model is left as it is: what is evaluated is a copy that shares its weights, in
     the precision that these arguments ask for, whatever another Trainer in the process has asked accelerate for.
 
+    Where BF16 is emulated, an evaluation in it begins with a WARNING that says why and what that costs. A second one,
+    by the first batch, estimates how long the whole evaluation takes, and how long it would take in FP32.
+
     Where ``jit_mode_eval``, ``use_ipex``, ``bf16`` or ``bf16_full_eval`` is set, metrics get
 
     * ``eval_jit_compilation_time``: seconds for preparation and its verification, not part of ``eval_runtime``; 0 where
-      an earlier preparation was used again;
+      an earlier preparation was used again. What is run for the estimate of emulated BF16 alone is a part of it;
     * ``eval_jit_traced``: whether a ScriptModule answered;
     * ``eval_jit_recipe``: what answered;
+    * ``eval_jit_bf16``: ``emulated``, where that is so;
     * ``eval_jit_reason``: why it is not what was asked for, where it is not.
 
     Attributes
@@ -60,6 +66,7 @@ class JitTrainer(transformers.Trainer):
         self.jit_receipt: Receipt | None = None
         self._stand_in: StandIn | None = None
         self._prepared_for: Any = None
+        self._forecast: Forecast | None = None
         super().__init__(*args, **kwargs)
 
     # --- what transformers calls around an evaluation
@@ -78,19 +85,21 @@ class JitTrainer(transformers.Trainer):
             dataset = self.eval_dataset[eval_dataset]
         else:
             dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        order = self._order_of(dataset)
-        if order is None:
+        lengths = self._lengths_to_group(dataset)
+        if lengths is None:
             return super().get_eval_dataloader(eval_dataset)
+        rows = grouping.rows_at(dataset, grouping.longest_first(lengths))
         with self._trimmed_padding():
-            return _noted(super().get_eval_dataloader(grouping.rows_at(dataset, order)), order)
+            return self._noted(super().get_eval_dataloader(rows), lengths)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As transformers'; with ``group_eval_by_length``, rows of similar length are in the same batch."""
-        order = self._order_of(test_dataset)
-        if order is None:
+        lengths = self._lengths_to_group(test_dataset)
+        if lengths is None:
             return super().get_test_dataloader(test_dataset)
+        rows = grouping.rows_at(test_dataset, grouping.longest_first(lengths))
         with self._trimmed_padding():
-            return _noted(super().get_test_dataloader(grouping.rows_at(test_dataset, order)), order)
+            return self._noted(super().get_test_dataloader(rows), lengths)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers'. In an evaluation every batch's loss is its own mean, however many processes share it."""
@@ -124,23 +133,41 @@ class JitTrainer(transformers.Trainer):
         wanted = (self._plan(), fingerprint(model))
         if self._stand_in is not None and self._prepared_for == wanted:
             self._stand_in.seconds = 0.0
-            return self._stand_in
-        self._stand_in, self._prepared_for = StandIn(model, wanted[0]), wanted
-        # To know the model again is a part of preparing it.
-        self._stand_in.seconds = time.perf_counter() - started
+        else:
+            self._stand_in, self._prepared_for = StandIn(model, wanted[0]), wanted
+            # To know the model again is a part of preparing it.
+            self._stand_in.seconds = time.perf_counter() - started
+        self._stand_in.forecast = self._forecast
         return self._stand_in
 
     def _seen(self, loop: Any, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         order = getattr(dataloader, "_order", None)
+        self._forecast = self._warned(dataloader)
         # Batches are large, and what they free is wanted again at once.
         with self._metrics_in_order(order), freed_memory_kept():
             output = loop(dataloader, *args, **kwargs)
         if order is not None:
             output = grouping.restored_output(output, order)
-        self.jit_receipt = self._stand_in.receipt if self._stand_in else None
+        self.jit_receipt = self._receipt()
         if self._stand_in and self._stand_in.plan.asks:
             output.metrics.update(self._metrics(_prefix(args, kwargs)))
         return output
+
+    def _warned(self, dataloader: Any) -> Forecast | None:
+        """What the first batch will tell, where BF16 is emulated; that it is so is told now."""
+        plan = self._plan()
+        why = why_emulated(plan)
+        # Of the processes that share a machine, one says it.
+        if not why or self.args.device.type != "cpu" or not self.is_local_process_zero():
+            return None
+        warn_of_emulation(plan, why)
+        return Forecast.of(dataloader, getattr(dataloader, "_tokens", None))
+
+    def _receipt(self) -> Receipt | None:
+        receipt = self._stand_in.receipt if self._stand_in else None
+        if receipt is None or self._forecast is None or not self._forecast.text:
+            return receipt
+        return replace(receipt, evidence={**receipt.evidence, "estimate": self._forecast.text})
 
     def _metrics(self, prefix: str) -> dict[str, Any]:
         seconds = round(self._stand_in.seconds, 4)
@@ -152,14 +179,16 @@ class JitTrainer(transformers.Trainer):
             return found
         recipe = receipt.requested.get("recipe", f"eager-{self._stand_in.plan.precision}")
         found |= {f"{prefix}_jit_traced": receipt.script_module, f"{prefix}_jit_recipe": recipe}
+        if receipt.evidence.get("BF16", "").startswith("emulated"):
+            found[f"{prefix}_jit_bf16"] = "emulated"
         if receipt.reason:
             found[f"{prefix}_jit_reason"] = receipt.reason
         return found
 
     # --- grouping by length
 
-    def _order_of(self, dataset: Any) -> Any:
-        """How to group a dataset; None where that is not asked for or cannot be done."""
+    def _lengths_to_group(self, dataset: Any) -> Any:
+        """Lengths by which to group a dataset; None where that is not asked for or cannot be done."""
         if not getattr(self.args, "group_eval_by_length", False) or dataset is None or isinstance(dataset, dict):
             return None
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -167,12 +196,18 @@ class JitTrainer(transformers.Trainer):
         elif not self.args.eval_do_concat_batches:
             why = "eval_do_concat_batches is off, and batches cannot be put back in order"
         else:
-            order = grouping.order_by_length(dataset)
-            if order is not None:
-                return order
+            lengths = grouping.lengths_of(dataset)
+            if lengths is not None:
+                return lengths
             why = "its rows have neither input_ids nor attention_mask"
         logger.warning("group_eval_by_length asked for, but the dataset is evaluated as it comes: %s", why)
         return None
+
+    def _noted(self, dataloader: Any, lengths: Any) -> Any:
+        """The dataloader with the order of its rows and the sizes of its batches, for the loop."""
+        dataloader._order = grouping.longest_first(lengths)
+        dataloader._tokens = grouping.tokens_of_batches(lengths, self.args.eval_batch_size)
+        return dataloader
 
     @contextmanager
     def _trimmed_padding(self) -> Iterator[None]:
@@ -193,12 +228,6 @@ class JitTrainer(transformers.Trainer):
             yield
         finally:
             self.compute_metrics = compute_metrics
-
-
-def _noted(dataloader: Any, order: Any) -> Any:
-    """The dataloader with the order of its rows, for the loop that restores it."""
-    dataloader._order = order
-    return dataloader
 
 
 def _prefix(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
+from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.recipes import ipex
 from cpuinfer_helpers.trainer.grouping import rows_at
 from cpuinfer_helpers.trainer.plan import FLAGS
@@ -46,6 +47,8 @@ class TrainerVerdict(Displayed):
         Number of linear layers that ran at each dtype: as the profiler saw their inputs or, for IPEX, as oneDNN told.
     messages
         What transformers logged meanwhile, warnings and errors.
+    emulated
+        Whether BF16 is emulated here, whatever ran.
     """
 
     trainer: str
@@ -56,6 +59,7 @@ class TrainerVerdict(Displayed):
     reason: str | None = None
     linear_dtypes: Mapping[str, int] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    emulated: bool = False
 
     @property
     def traced(self) -> bool:
@@ -74,7 +78,7 @@ class TrainerVerdict(Displayed):
         if not self.linear_dtypes:
             return "not seen"
         if "bfloat16" in self.linear_dtypes:
-            return "BF16"
+            return "BF16, emulated" if self.emulated else "BF16"
         return "FP32, though BF16 was asked for" if self._lacks_bf16 else "FP32"
 
     @property
@@ -144,6 +148,7 @@ def verify_trainer(trainer: transformers.Trainer, dataset: Any = None) -> Traine
         reason=fallback.partition(_FELL_BACK)[2].strip(" :.") if fallback else spy.reason,
         linear_dtypes=spy.linear_dtypes,
         messages=tuple(messages),
+        emulated=not machine_report().bf16_native,
     )
 
 

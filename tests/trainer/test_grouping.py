@@ -15,7 +15,7 @@ import transformers
 from rows import make_model, make_rows
 
 from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
-from cpuinfer_helpers.trainer.grouping import TrimmedPadding, order_by_length, restored
+from cpuinfer_helpers.trainer.grouping import TrimmedPadding, lengths_of, longest_first, restored, tokens_of_batches
 
 
 def shapes_of(trainer: JitTrainer, rows: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[int, int]]]:
@@ -129,11 +129,20 @@ class Embedded(torch.nn.Module):
 
 
 def test_lengths_come_from_masks_or_ids():
-    assert order_by_length([{"input_ids": [1] * n} for n in (3, 9, 5, 9)]).tolist() == [1, 3, 2, 0]
+    assert lengths_of([{"input_ids": [1] * n} for n in (3, 9, 5, 9)]).tolist() == [3, 9, 5, 9]
     masked = [{"input_ids": [1] * 9, "attention_mask": [1] * n + [0] * (9 - n)} for n in (3, 9, 5)]
-    assert order_by_length(masked).tolist() == [1, 2, 0]
-    assert order_by_length(datasets.Dataset.from_list(masked)).tolist() == [1, 2, 0]
-    assert order_by_length([{"pixels": [1]}]) is None
+    assert lengths_of(masked).tolist() == [3, 9, 5]
+    assert lengths_of(datasets.Dataset.from_list(masked)).tolist() == [3, 9, 5]
+    assert lengths_of([{"pixels": [1]}]) is None
+    assert longest_first(np.array([3, 9, 5, 9])).tolist() == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8])
+def test_sizes_of_batches_are_foretold(count, new_trainer, monkeypatch):
+    rows = make_rows("text-classification", count)
+    trainer = new_trainer(make_model("text-classification"), rows, group_eval_by_length=True)
+    _, shapes = shapes_of(trainer, rows, monkeypatch)
+    assert tokens_of_batches(lengths_of(rows), 3) == [rows * columns for rows, columns in shapes]
 
 
 def test_padding_is_cut_on_the_right_only_and_to_a_multiple_of_the_step():

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import transformers
 from rows import make_model, make_rows
 
 from cpuinfer_helpers.errors import InputError, RecipeError
+from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.trainer import JitTrainer
 
 TASKS = ("question-answering", "text-classification", "token-classification")
@@ -135,7 +135,8 @@ def test_bf16_without_jit_runs_in_bf16_and_leaves_the_model_in_fp32(flag, new_ar
     assert receipt.linear_dtypes.get("bfloat16", 0) >= 13 and receipt.reason is None
     # Autocast's profile has a linear layer twice: as it is called, and with what was cast for it.
     assert ("float32" in receipt.linear_dtypes) == (flag == "bf16")
-    assert receipt.runs == f"the eager model {'under BF16 autocast' if flag == 'bf16' else 'with BF16 weights'}"
+    runs = "the eager model under BF16 autocast" if flag == "bf16" else "the eager model with BF16 weights"
+    assert receipt.runs == (runs if machine_report().bf16_native else f"{runs} (emulated)")
     assert seen.metrics["test_jit_traced"] is False and seen.metrics["test_jit_recipe"] == "eager-bf16"
     assert same_state(state(model), before)
 
@@ -462,15 +463,6 @@ def test_ipex_that_is_missing_is_said_and_replaced(new_trainer, caplog, monkeypa
     assert "ipex-fp32: no intel" in metrics["eval_jit_reason"] and "use_ipex asked for" in caplog.text
     with pytest.raises(RecipeError, match="ipex-fp32: no intel"):
         new_trainer(make_model(), rows, jit_mode_eval=True, use_ipex=True, jit_failure="raise").evaluate()
-
-
-def test_bf16_that_is_emulated_is_called_so(new_trainer, monkeypatch):
-    from cpuinfer_helpers.trainer import preparation
-
-    monkeypatch.setattr(preparation, "machine_report", lambda: SimpleNamespace(why_emulated="no such thing"))
-    trainer = new_trainer(make_model(), bf16=True)
-    trainer.predict(make_rows("question-answering"))
-    assert "emulated: no such thing; 3 to 34 times slower" in trainer.jit_receipt.evidence["BF16"]
 
 
 class Locked(torch.nn.Module):

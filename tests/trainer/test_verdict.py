@@ -10,9 +10,11 @@ import transformers
 from rows import make_model, make_rows
 
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.trainer import verify_trainer
 
 OLD = hasattr(transformers.Trainer, "torch_jit_model_eval")
+BF16 = "BF16" if machine_report().bf16_native else "BF16, emulated"
 
 
 def stock(model, rows, tmp_path, **flags):
@@ -77,7 +79,7 @@ def test_a_stock_trainer_without_flags(tmp_path):
 
 def test_a_jit_trainer(new_trainer):
     verdict = verify_trainer(new_trainer(make_model(), make_rows("question-answering"), jit_mode_eval=True, bf16=True))
-    assert verdict.traced and verdict.as_requested and verdict.precision == "BF16"
+    assert verdict.traced and verdict.as_requested and verdict.precision == BF16
     untraceable = Untraceable(make_model())
     rows = [{k: v for k, v in row.items() if "positions" not in k} for row in make_rows("question-answering")]
     verdict = verify_trainer(new_trainer(untraceable, rows, jit_mode_eval=True))
@@ -96,7 +98,7 @@ def test_the_trainer_and_its_model_stay_as_they_were(tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {name: copy.copy(value) for name, value in vars(trainer).items() if isinstance(value, (str, int))}
     verdict = verify_trainer(trainer)
-    assert verdict.precision == "BF16"
+    assert verdict.precision == BF16
     assert all(t.dtype == torch.float32 and torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert model.training and trainer.model is model and not called and not trainer.accelerator._models
     assert {name: vars(trainer)[name] for name in attributes} == attributes
