@@ -79,6 +79,8 @@ class Search:
         Seconds for everything.
     memory_bytes
         As for :func:`~cpuinfer_helpers.compare`.
+    left_out
+        Why recipes that could run are not tried, by name.
     """
 
     model: torch.nn.Module
@@ -90,6 +92,7 @@ class Search:
     calibration: Sequence[Mapping[str, torch.Tensor]]
     budget_s: float
     memory_bytes: int | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     rows: dict[str, RecipeResult] = field(default_factory=dict)
     finalists: list[_Finalist] = field(default_factory=list)
 
@@ -106,7 +109,7 @@ class Search:
         self._end = time.monotonic() + self.budget_s
         threads = torch.get_num_threads()
         # Asked before anything is measured: it takes a moment, and importing nothing.
-        missing = {recipe.name: recipe.why_not for recipe in recipes}
+        missing = {recipe.name: recipe.why_not or self.left_out.get(recipe.name) for recipe in recipes}
         content = {
             "model": self.model,
             "inputs": self.inputs,
@@ -328,15 +331,21 @@ _NUMERIC = ("a call", "speed-up", "largest error")
 
 
 def in_order(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
-    """The reference, then the recipes by what it takes to prepare them, cheapest first."""
+    """The reference, then the recipes by what it takes to prepare them, cheapest first; last what is emulated."""
     others = [recipe for recipe in recipes if recipe.name != REFERENCE]
     return (get_recipe(REFERENCE), *sorted(others, key=_effort))
 
 
-def _effort(recipe: Recipe) -> tuple[float, bool]:
+def _effort(recipe: Recipe) -> tuple[bool, float, bool]:
     """What it takes to prepare; of two precisions the lower first: what is slower than it need not be verified."""
     quantises = _SECONDS_TO_QUANTISE if recipe.precision == "int8" else 0
-    return _SECONDS.get(recipe.backend, _UNKNOWN_SECONDS) + quantises, recipe.precision == "fp32"
+    seconds = _SECONDS.get(recipe.backend, _UNKNOWN_SECONDS) + quantises
+    return emulated_bf16(recipe) is not None, seconds, recipe.precision == "fp32"
+
+
+def emulated_bf16(recipe: Recipe) -> str | None:
+    """Why a recipe of BF16 is of no use to somebody who looks for a fast one, or None."""
+    return recipe.emulation if recipe.precision == "bf16" else None
 
 
 def metric_holds(seen: float, wanted: float, kept: float) -> bool:

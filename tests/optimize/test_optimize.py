@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from repeating import KINDS, failing, make_inputs, make_model, make_recipes, mean_of_first
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.optimize import search
+from cpuinfer_helpers.compare.comparing import choose_recipes
+from cpuinfer_helpers.optimize import optimizing, search
 from cpuinfer_helpers.optimize.search import in_order, metric_holds
+from cpuinfer_helpers.recipes import base
 
 EVERY_KIND = tuple(name for name in KINDS if name != "hanging-fp32")
 
@@ -181,13 +184,41 @@ def test_only_recipes_of_the_precisions_are_tried() -> None:
     assert set(optimized.comparison.rows) == {"eager-fp32", "coarse-bf16"}
 
 
-def test_recipes_are_tried_in_the_order_of_what_they_take_to_prepare() -> None:
+@pytest.fixture
+def cpu_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have recipes see a CPU with these instruction sets, which nothing holds back."""
+
+    def set_to(*isa: str) -> None:
+        seen = replace(cpu.machine_report(), architecture="x86_64", isa=isa, isa_caps={})
+        monkeypatch.setattr(base, "machine_report", lambda: seen)
+
+    return set_to
+
+
+def test_what_is_emulated_is_left_out_unless_it_is_named(cpu_with: Callable[..., None], monkeypatch) -> None:
+    cpu_with("AVX2")
+    monkeypatch.setattr(optimizing, "choose_recipes", lambda recipes: choose_recipes(recipes or make_recipes(*both)))
+    both = ("coarse-bf16", "once-fp32")
+    found = cpu.optimize(make_model(), make_inputs(), budget_s=60)
+    assert found.recipe == "once-fp32"
+    status = found.comparison["coarse-bf16"].status
+    assert status == "lacks: " + make_recipes("coarse-bf16")[0].emulation
+    assert "this CPU has no AVX512_BF16 or AMX_BF16" in status
+    named = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("coarse-bf16"), budget_s=60)
+    assert named.comparison["coarse-bf16"].successful
+
+
+def test_recipes_are_tried_in_the_order_of_what_they_take_to_prepare(cpu_with: Callable[..., None]) -> None:
+    cpu_with("AVX2", "AVX512", "AVX512_BF16")
     order = [recipe.name for recipe in in_order([*cpu.list_recipes()])]
     assert order[0] == "eager-fp32"
     assert order.index("torchscript-fp32") < order.index("openvino-fp32") < order.index("compile-fp32")
     assert order.index("onednn-graph-bf16") < order.index("onednn-graph-fp32")
     assert max(order.index(name) for name in order if name.endswith("-fp32")) < len(order)
     assert sorted(order) == sorted(cpu.list_recipes().names)
+    cpu_with("AVX2")
+    order = [recipe.precision for recipe in in_order([*cpu.list_recipes()])]
+    assert "bf16" not in order[: -order.count("bf16")], "what is emulated comes last"
 
 
 @pytest.mark.parametrize(
