@@ -114,7 +114,7 @@ def compare_families(
             model = family.make_model(task, layers)
             session.take(model, family.make_inputs(model, batch_size, length))
             rows += _Job(session, family.title, task, budget_s, relative_width).run(able)
-    report = machine_report()
+    report, ran = machine_report(), dict.fromkeys(recipe.precision for recipe in able)
     return FamilyComparison(
         rows=tuple(rows),
         recipes=tuple(recipe.name for recipe in recipes),
@@ -124,7 +124,7 @@ def compare_families(
         batch_size=batch_size,
         threads=threads,
         environment={"cpu": report.cpu, "versions": dict(report.versions)},
-        emulated=tuple(dict.fromkeys(recipe.precision for recipe in able if recipe.emulated)),
+        emulated={precision: why for precision in ran if (why := report.why_not_native(precision))},
     )
 
 
