@@ -31,8 +31,9 @@ OPENVINO_CAP = "OV_CPU_MAX_ISA"
 # oneDNN reads the newer name first.
 ONEDNN_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 CAPS = (ATEN_CAP, *ONEDNN_CAPS, OPENVINO_CAP)
-# What keeps PyTorch's and IPEX's own loops from AVX512, in exactly this spelling: both ignore any other. PyTorch does
-# not know the last one. IPEX takes those that are instruction sets as caps of its own oneDNN, too.
+# What keeps PyTorch's and IPEX's own loops from AVX512, in exactly this spelling: both ignore any other, and PyTorch
+# also the last one. IPEX caps the oneDNN that it brings along at the same level, whatever oneDNN's variable says, and
+# takes the cap off it under "default" (csrc/cpu/dyndisp/DispatchStub.cpp).
 _ATEN_BELOW_AVX512 = ("default", "avx2", "avx2_vnni")
 _IPEX_ONLY = ("avx2_vnni",)
 

@@ -114,7 +114,8 @@ def compare_families(
             model = family.make_model(task, layers)
             session.take(model, family.make_inputs(model, batch_size, length))
             rows += _Job(session, family.title, task, budget_s, relative_width).run(able)
-    report, ran = machine_report(), dict.fromkeys(recipe.precision for recipe in able)
+    report = machine_report()
+    ran = dict.fromkeys(recipe.precision for recipe in able)
     return FamilyComparison(
         rows=tuple(rows),
         recipes=tuple(recipe.name for recipe in recipes),

@@ -109,7 +109,7 @@ def prove_patterns(precisions: Sequence[str] = tuple(DTYPES)) -> Proofs:
     Returns
     -------
     Proofs
-        Without IPEX, its patterns are there with the reason.
+        What cannot be run here, without IPEX or without BF16 kernels, is there with the reason.
 
     Raises
     ------
