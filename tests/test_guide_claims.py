@@ -1,5 +1,7 @@
 """One test for each thing that the guide says, on small real models; the README shows the list.
 
+That a traced program runs where there is no Python is in test_cpp.py, which compiles the program once for all tests.
+
 Claims about speed are measured in the notebooks and reported, not asserted: a test that depends on timing is no test.
 """
 
@@ -15,7 +17,6 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import cpp
 from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES
 from cpuinfer_helpers.fusion.prove import Proof, prove_patterns
 from tests.isa import NO_AVX512_LOOPS, NO_BF16_KERNELS, NO_BF16_KERNELS_IN_IPEX
@@ -71,15 +72,6 @@ def test_torchscript_is_serializable_from_a_python_process(bert, bert_inputs, tm
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
     # A ScriptModule it is, and the model's own Python code was not needed to load it.
     assert result.stdout.split() == ["True", "False"]
-
-
-@pytest.mark.skipif(cpp.find_compiler() is None, reason="no C++ compiler is installed")
-def test_a_torchscript_program_runs_where_there_is_no_python(bert, bert_inputs, tmp_path):
-    traced = cpu.trace_model(bert, bert_inputs)
-    result = cpp.run(cpp.build(tmp_path), traced.module, bert_inputs)
-    assert not result.has_python
-    expected = bert(**bert_inputs).start_logits.detach()
-    torch.testing.assert_close(result.outputs["start_logits"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dict_inputs_are_supported_in_jit_trace_so_order_does_not_matter(bert, bert_inputs):
