@@ -31,6 +31,11 @@ OPENVINO_CAP = "OV_CPU_MAX_ISA"
 # oneDNN reads the newer name first.
 ONEDNN_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 CAPS = (ATEN_CAP, *ONEDNN_CAPS, OPENVINO_CAP)
+# What keeps PyTorch's and IPEX's own loops from AVX512, in exactly this spelling: both ignore any other, and PyTorch
+# also the last one. IPEX caps the oneDNN that it brings along at the same level, whatever oneDNN's variable says, and
+# takes the cap off it under "default" (csrc/cpu/dyndisp/DispatchStub.cpp).
+_ATEN_BELOW_AVX512 = ("default", "avx2", "avx2_vnni")
+_IPEX_ONLY = ("avx2_vnni",)
 
 _AVX512 = ("AVX2", "AVX512")
 _VNNI = (*_AVX512, "AVX512_VNNI")
@@ -79,6 +84,20 @@ def native_sets(precision: str, architecture: str) -> tuple[str, ...]:
 def onednn_cap(caps: Mapping[str, str]) -> str | None:
     """Name of the variable that caps oneDNN, among the ``caps`` that are set; None if there is none."""
     return next((name for name in ONEDNN_CAPS if name in caps), None)
+
+
+def loops_cap(caps: Mapping[str, str]) -> str | None:
+    """What holds AVX512 back from IPEX's own loops, and mostly from PyTorch's; None if none of the ``caps`` does."""
+    level = caps.get(ATEN_CAP, "")
+    if level not in _ATEN_BELOW_AVX512:
+        return None
+    return f"{ATEN_CAP}={level} holds AVX512 back" + (" in IPEX" if level in _IPEX_ONLY else "")
+
+
+def ipex_onednn_cap(caps: Mapping[str, str]) -> str | None:
+    """The assignment that keeps IPEX's own oneDNN below AVX512 whatever caps PyTorch's; None if there is none."""
+    level = caps.get(ATEN_CAP, "")
+    return f"{ATEN_CAP}={level}" if level in _ATEN_BELOW_AVX512 and level != "default" else None
 
 
 def left_by(cap: str, isa: Sequence[str]) -> tuple[str, ...]:

@@ -129,10 +129,9 @@ class MachineReport(Displayed):
 
     def why_no_avx512(self) -> str | None:
         """Why PyTorch's and IPEX's own loops do without AVX512 in this process; None if they use it."""
-        cap = self.isa_caps.get(instructions.ATEN_CAP, "")
         if "AVX512" not in self.isa:
             return "this CPU has no AVX512"
-        return f"{instructions.ATEN_CAP}={cap} holds AVX512 back" if cap.upper() in ("DEFAULT", "AVX2") else None
+        return instructions.loops_cap(self.isa_caps)
 
     @property
     def stack(self) -> str:
@@ -411,13 +410,24 @@ def _control_groups(root: Path, membership: Path, controller: str) -> Iterator[P
     yield root
 
 
-def no_bf16_kernels() -> str | None:
-    """Why oneDNN has no BF16 kernels here, or None if it has: native ones, or such that emulate by AVX512."""
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
+def no_bf16_kernels(*, in_ipex: bool = False) -> str | None:
+    """Why oneDNN has no BF16 kernels here, or None if it has: native ones, or such that emulate by AVX512.
+
+    Parameters
+    ----------
+    in_ipex
+        Ask for the oneDNN that IPEX brings along, too: it heeds the variable that holds PyTorch's own loops back.
+    """
     report = machine_report()
-    cap = instructions.onednn_cap(report.isa_caps) if "AVX512" in report.isa else None
-    where = f"under {cap}={report.isa_caps[cap]}" if cap else "for this CPU"
+    missing = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    name = instructions.onednn_cap(report.isa_caps) if missing else None
+    own = instructions.ipex_onednn_cap(report.isa_caps) if in_ipex else None
+    if not missing and own is None:
+        return None
+    caps = [cap for cap in (name and f"{name}={report.isa_caps[name]}", own) if cap]
+    if missing and "AVX512" not in report.isa:
+        caps = []
+    where = f"under {' and '.join(caps)}" if caps else "for this CPU"
     return f"oneDNN has no BF16 kernels {where}: they need AVX512 or AVX-NE-CONVERT"
 
 

@@ -20,6 +20,7 @@ from cpuinfer_helpers.families import FAMILIES, Benefit, Family, FamilyCompariso
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.tasks import TASK_NAMES
 from cpuinfer_helpers.timing import Timing
+from tests.isa import NO_NATIVE_BF16
 
 ROOT = Path(cpu.__file__).parents[1]
 IPEX = cpu.get_recipe("ipex-fp32").why_not
@@ -97,6 +98,7 @@ def measured(tmp_path_factory):
     return found, list(temporary.iterdir()), left
 
 
+@pytest.mark.cpu
 def test_every_model_is_prepared_verified_and_measured(measured):
     found, _, _ = measured
     backends = ["onednn-graph"] if IPEX else ["ipex", "onednn-graph"]
@@ -116,6 +118,7 @@ def test_every_model_is_prepared_verified_and_measured(measured):
         assert (0 if row.precision == "fp32" else 1e-4) < row.max_error < (1e-4 if row.precision == "fp32" else 0.1)
 
 
+@pytest.mark.cpu
 def test_the_baseline_has_the_recipes_precision(measured):
     found, _, _ = measured
     for row in found.rows:
@@ -123,6 +126,7 @@ def test_the_baseline_has_the_recipes_precision(measured):
         assert row.baseline.round_id == row.timing.round_id
 
 
+@pytest.mark.cpu
 def test_bf16_layers_ran_in_bf16(measured):
     found, _, _ = measured
     for row in found.rows:
@@ -130,6 +134,7 @@ def test_bf16_layers_ran_in_bf16(measured):
         assert max(row.receipt.linear_dtypes, key=row.receipt.linear_dtypes.get) == expected, row.recipe
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(bool(IPEX), reason=f"needs IPEX: {IPEX}")
 def test_kernels_of_ipex_ran_and_only_in_its_own_process(measured):
     found, _, _ = measured
@@ -138,8 +143,12 @@ def test_kernels_of_ipex_ran_and_only_in_its_own_process(measured):
     assert "intel_extension_for_pytorch" not in sys.modules
 
 
+@pytest.mark.cpu
 def test_what_cannot_run_here_says_why(measured):
     found, _, _ = measured
+    ran = {recipe.rpartition("-")[2] for recipe in found.recipes if recipe not in found.lacking}
+    emulated = {"bf16": NO_NATIVE_BF16} if NO_NATIVE_BF16 and "bf16" in ran else {}
+    assert found.emulated == emulated
     for recipe in found.recipes:
         reason = cpu.get_recipe(recipe).why_not
         assert found.lacking.get(recipe) == reason
@@ -283,7 +292,8 @@ def made_up() -> FamilyComparison:
         result("E", None, status="could not be prepared: it was not to be"),
     )
     recipes, lacking = ("ipex-fp32", "ipex-bf16"), {"ipex-bf16": "there is none"}
-    return FamilyComparison(rows, recipes, lacking, 2, 128, 1, 2, {"cpu": "a CPU"})
+    emulated = {"bf16": "a cap keeps oneDNN from its instructions"}
+    return FamilyComparison(rows, recipes, lacking, 2, 128, 1, 2, {"cpu": "a CPU"}, emulated)
 
 
 def test_only_what_the_interval_shows_is_counted(made_up):
@@ -310,6 +320,7 @@ def test_tables_show_all_models_and_reasons(made_up):
     assert [row[0] for row in table.rows] == list("ABCDE")
     assert table.rows[0][2:] == ("2.00 s", "2.00x [2.00, 2.00] faster")
     assert "it was not to be" in table.note and "2 layers" in table.title
+    assert "BF16 is emulated: a cap keeps oneDNN from its instructions." in table.note.splitlines()
     assert [row[0] for row in made_up.benefits().rows] == ["ipex-fp32", "ipex-bf16"]
     assert [row[0] for row in made_up.problems().rows] == ["E", "all"]
     assert Benefit("ipex-fp32", 1, 0, 0, 0, 2.0).table().rows[0][6:] == ("100%", "2.00x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cpuinfer_helpers.compare.comparison import SUCCESSFUL
@@ -129,7 +129,7 @@ class FamilyComparison(Displayed):
     environment
         ``cpu`` and ``versions``.
     emulated
-        Precisions for which this CPU lacks instructions.
+        Precisions for which this process lacks instructions, with which and why.
     """
 
     rows: tuple[FamilyResult, ...]
@@ -140,7 +140,7 @@ class FamilyComparison(Displayed):
     batch_size: int
     threads: int
     environment: Mapping[str, Any]
-    emulated: tuple[str, ...] = ()
+    emulated: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, family: str, task: str, recipe: str) -> FamilyResult:
         """The row of one model and recipe.
@@ -250,7 +250,7 @@ class FamilyComparison(Displayed):
 
     def _note(self) -> str:
         lines = [f"{recipe}: {self.share_that_benefits(recipe)}." for recipe in self.recipes]
-        lines += [f"{precision.upper()} is emulated on this CPU." for precision in self.emulated]
+        lines += [f"{precision.upper()} is emulated: {why}." for precision, why in self.emulated.items()]
         lines += [f"{family} ({tasks}), {recipe}: {status}" for family, tasks, recipe, status in self._failures()]
         return "\n".join(lines)
 

@@ -115,6 +115,7 @@ def compare_families(
             session.take(model, family.make_inputs(model, batch_size, length))
             rows += _Job(session, family.title, task, budget_s, relative_width).run(able)
     report = machine_report()
+    ran = dict.fromkeys(recipe.precision for recipe in able)
     return FamilyComparison(
         rows=tuple(rows),
         recipes=tuple(recipe.name for recipe in recipes),
@@ -124,7 +125,7 @@ def compare_families(
         batch_size=batch_size,
         threads=threads,
         environment={"cpu": report.cpu, "versions": dict(report.versions)},
-        emulated=tuple(dict.fromkeys(recipe.precision for recipe in able if recipe.emulated)),
+        emulated={precision: why for precision in ran if (why := report.why_not_native(precision))},
     )
 
 

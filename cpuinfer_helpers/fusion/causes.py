@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import instructions
 from cpuinfer_helpers.fusion import operators as ops
 from cpuinfer_helpers.fusion import patterns
 from cpuinfer_helpers.fusion.events import Event
 from cpuinfer_helpers.fusion.evidence import Evidence, Fused
 from cpuinfer_helpers.fusion.patterns import PATTERNS, Pattern
 from cpuinfer_helpers.graph import PARTITIONS
+from cpuinfer_helpers.machine import machine_report, no_bf16_kernels
 
 _Check = Callable[[Evidence], str | None]
 _MKL = "ipex_prepack::mkl_sgemm_run"
+# Of IPEX's attention kernels these take no mask but a contiguous one.
+_CONTIGUOUS_MASK = ("ipex::mha_scores_calc", "ipex::mha_scores_calc_v2")
 
 
 def why_not(pattern: Pattern, evidence: Evidence) -> tuple[str, ...]:
@@ -142,6 +146,12 @@ def _switched_off(evidence: Evidence) -> str | None:
     return None if on else "oneDNN Graph fusion is off in this process: torch.jit.enable_onednn_fusion(True)"
 
 
+def _no_bf16_kernels(evidence: Evidence) -> str | None:
+    if not any("c10::BFloat16" in event.dtypes for event in evidence.profile.events()):
+        return None
+    return no_bf16_kernels()
+
+
 def _jit_autocast(evidence: Evidence) -> str | None:
     mode = torch._C._jit_set_autocast_mode(True)
     torch._C._jit_set_autocast_mode(mode)
@@ -157,7 +167,7 @@ _OBSTACLES: dict[str, tuple[_Check, ...]] = {
     patterns.LINEAR_ADD: (_no_ipex, _not_optimized, _mkl_linear, _shapes_differ),
     patterns.LINEAR_GELU: (_no_ipex, _not_optimized, _mkl_linear),
     patterns.ADD_LAYERNORM: (_no_ipex, _add_taken, _add_in_place),
-    patterns.ONEDNN_GRAPH: (_switched_off, _jit_autocast),
+    patterns.ONEDNN_GRAPH: (_switched_off, _no_bf16_kernels, _jit_autocast),
 }
 
 
@@ -175,25 +185,46 @@ def _why_slow(pattern: Pattern, evidence: Evidence, slow: list[Fused]) -> Iterat
             if unseen[0].node.kind == PARTITIONS[0]:
                 yield "the guard found other shapes and sent the call to the fallback"
     branches = [(each, event) for each in slow for event in each.events if event not in each.fast_events]
+    # IPEX's kernels are the only ones here with a slow branch, and each has its fast one written for AVX512.
+    no_avx512 = _no_avx512() if branches else ()
+    yield from no_avx512
     for each, event in branches:
-        yield from _why_slow_branch(pattern, evidence, each, event)
+        yield _what_ran_instead(each, event)
+        refused = _why_refused(pattern, evidence, each, event)
+        if refused:
+            yield f"AVX512 alone would not help: {refused}" if no_avx512 else refused
+        elif not no_avx512:
+            yield "why its slow branch ran is not known"
 
 
-def _why_slow_branch(pattern: Pattern, evidence: Evidence, fused: Fused, event: Event) -> Iterator[str]:
+def _no_avx512() -> tuple[str, ...]:
+    """Why the fast branches of IPEX's kernels cannot run in this process; empty if they can."""
+    report = machine_report()
+    why = report.why_no_avx512()
+    if why is None:
+        return ()
+    needs = f"the fast kernel needs AVX512: {why}"
+    return (needs,) if "AVX512" in report.isa else (needs, f"CPUs with AVX512: {instructions.cpus_with('AVX512')}")
+
+
+def _what_ran_instead(fused: Fused, event: Event) -> str:
     telling = [child for child in event.inside() if child.name in fused.kernel.slow]
-    add = next((child for child in event.inside() if child.name == "aten::add"), None)
     seen = telling[0].name if telling else f"no {fused.kernel.fast}"
-    yield f"found, but the fast kernel did not run: {seen} inside {event.name}"
+    return f"found, but the fast kernel did not run: {seen} inside {event.name}"
+
+
+def _why_refused(pattern: Pattern, evidence: Evidence, fused: Fused, event: Event) -> str | None:
+    """What the fast kernel does not take of the inputs, on any CPU."""
+    add = next((child for child in event.inside() if child.name == "aten::add"), None)
     dtypes = [dtype for dtype in add.dtypes[:2] if dtype] if add else []
     shapes = [shape for shape in add.shapes[:2] if shape] if add else []
-    if pattern.name == patterns.MHA and _expanded(fused.node.node.inputsAt(2), evidence):
-        yield "the mask is expanded, not contiguous"
-    elif pattern.name == patterns.MHA and len(set(dtypes)) > 1:
-        yield f"it adds a mask of {dtypes[1]} to scores of {dtypes[0]}"
-    elif pattern.name == patterns.ADD_LAYERNORM and len(set(shapes)) > 1:
-        yield f"the two sides of the add differ in shape: {_shape(shapes[0])} and {_shape(shapes[1])}"
-    else:
-        yield "why its slow branch ran is not known"
+    if fused.node.kind in _CONTIGUOUS_MASK and _expanded(fused.node.node.inputsAt(2), evidence):
+        return "the mask is expanded, not contiguous"
+    if pattern.name == patterns.MHA and len(set(dtypes)) > 1:
+        return f"it adds a mask of {dtypes[1]} to scores of {dtypes[0]}"
+    if pattern.name == patterns.ADD_LAYERNORM and len(set(shapes)) > 1:
+        return f"the two sides of the add differ in shape: {_shape(shapes[0])} and {_shape(shapes[1])}"
+    return None
 
 
 def _expanded(mask: Any, evidence: Evidence) -> bool:

@@ -149,6 +149,8 @@ def _names_of_contents(partition: Any) -> str:
 
 
 _SCORES_EVENTS = {"fast": "dil_addsoftmax", "slow": ("dil_softmax", "aten::softmax")}
+# Without AVX512 these kernels of IPEX call PyTorch's operators one by one.
+_PLAIN_SOFTMAX = ("aten::softmax",)
 
 PATTERNS = (
     Pattern(
@@ -160,15 +162,26 @@ PATTERNS = (
             Kernel(
                 "ipex::mha_scores_calc_v2", ("matmul", "mul", "add", "softmax"), "dil_mha_scores_calc", **_SCORES_EVENTS
             ),
-            Kernel("ipex::bert_flash_mha", ("matmul", "div", "add", "softmax", "matmul"), "dil_bert_flash_mha"),
+            Kernel(
+                "ipex::bert_flash_mha",
+                ("matmul", "div", "add", "softmax", "matmul"),
+                "dil_bert_flash_mha",
+                slow=_PLAIN_SOFTMAX,
+            ),
             Kernel(
                 "ipex::distil_mha_scores_calc",
                 ("div", "matmul", "masked_fill", "softmax"),
                 "dil_distil_mha_scores_calc",
+                slow=_PLAIN_SOFTMAX,
             ),
-            Kernel("ipex::vit_mha_scores_calc", ("matmul", "mul", "masked_fill", "softmax"), "dil_vit_mha_scores_calc"),
+            Kernel(
+                "ipex::vit_mha_scores_calc",
+                ("matmul", "mul", "masked_fill", "softmax"),
+                "dil_vit_mha_scores_calc",
+                slow=_PLAIN_SOFTMAX,
+            ),
             Kernel("ipex::transfree_vit_mha", ("matmul", "mul", "softmax", "matmul"), "dil_transfree_vit_mha"),
-            Kernel("ipex::sd_flash_mha", ("scaled_dot_product_attention",), "dil_sd_flash_mha*"),
+            Kernel("ipex::sd_flash_mha", ("scaled_dot_product_attention",), "dil_sd_flash_mha*", slow=_PLAIN_SOFTMAX),
         ),
         places=_attention,
         missing="neither a softmax before a matrix product nor scaled_dot_product_attention",

@@ -26,7 +26,7 @@ from cpuinfer_helpers.fusion import patterns
 from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES
 from cpuinfer_helpers.fusion.report import FusionReport, fusion_report
 from cpuinfer_helpers.graph import jit_deprecations_ignored, onednn_fusion
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine import machine_report, no_bf16_kernels
 from cpuinfer_helpers.verification import largest_error, tolerance_for
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -88,11 +88,13 @@ class Proofs(Displayed):
 
     def table(self) -> Table:
         """A row for each pattern and precision."""
+        emulated = machine_report().why_emulated
+        ran_bf16 = any(proof.precision == "bf16" and proof.report is not None for proof in self.proofs)
         return Table(
             columns=("pattern", "precision", "proven", "nodes", "kernel events", "largest error", "why not"),
             rows=tuple(_row(proof) for proof in self.proofs),
             numeric=("largest error",),
-            note="" if machine_report().bf16_native else f"bf16 is emulated: {machine_report().why_emulated}",
+            note=f"bf16 is emulated: {emulated}" if emulated and ran_bf16 else "",
         )
 
 
@@ -107,7 +109,7 @@ def prove_patterns(precisions: Sequence[str] = tuple(DTYPES)) -> Proofs:
     Returns
     -------
     Proofs
-        Without IPEX, its patterns are there with the reason.
+        What cannot be run here, without IPEX or without BF16 kernels, is there with the reason.
 
     Raises
     ------
@@ -138,7 +140,25 @@ def prove(pattern: str, precision: str) -> Proof:
         One of :data:`~cpuinfer_helpers.fusion.examples.PATTERN_EXAMPLES`.
     precision
         ``fp32`` or ``bf16``.
+
+    Returns
+    -------
+    Proof
+        If the pattern could not be run, it says why.
     """
+    backend = next(backend for backend, names in _BACKENDS.items() if pattern in names)
+    reason = _obstacle(backend, precision)
+    if reason:
+        return Proof(pattern, precision, reason=reason)
+    try:
+        return _prove(pattern, precision)
+    except Exception as error:
+        # IPEX refuses by assertions, TorchScript by errors of many kinds; whichever it is, other patterns go on.
+        logger.warning("%s %s could not be run: %s", pattern, precision, first_line(error))
+        return Proof(pattern, precision, reason=first_line(error))
+
+
+def _prove(pattern: str, precision: str) -> Proof:
     dtype = DTYPES[precision]
     module, inputs = PATTERN_EXAMPLES[pattern].make(dtype)
     with torch.no_grad():
@@ -149,6 +169,14 @@ def prove(pattern: str, precision: str) -> Proof:
         report = fusion_report(frozen, inputs)
         error = largest_error(expected, frozen(**inputs))
     return Proof(pattern, precision, report, error, tolerance_for(expected, precision=precision))
+
+
+def _obstacle(backend: str, precision: str) -> str | None:
+    if backend == "onednn":
+        return None
+    if importlib.util.find_spec(_IPEX) is None:
+        return "IPEX is not installed; it needs torch 2.8"
+    return no_bf16_kernels(in_ipex=True) if precision == "bf16" else None
 
 
 @contextmanager
@@ -172,8 +200,9 @@ def _onednn(module: torch.nn.Module, dtype: torch.dtype) -> Iterator[torch.nn.Mo
 
 def _in_child(backend: str, precision: str) -> list[Proof]:
     """Every proof of one optimiser at one precision, from a process of its own."""
-    if backend == "ipex" and importlib.util.find_spec(_IPEX) is None:
-        return _unproven(backend, precision, "IPEX is not installed; it needs torch 2.8")
+    reason = _obstacle(backend, precision)
+    if reason:
+        return _unproven(backend, precision, reason)
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, backend, precision]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -223,12 +252,7 @@ def _row(proof: Proof) -> tuple[str, ...]:
 def _main(backend: str, precision: str) -> None:
     if backend == "ipex":
         import intel_extension_for_pytorch  # noqa: F401
-    proofs = []
-    for pattern in _BACKENDS[backend]:
-        try:
-            proofs.append(prove(pattern, precision))
-        except RuntimeError as error:
-            proofs.append(Proof(pattern, precision, reason=first_line(error)))
+    proofs = [prove(pattern, precision) for pattern in _BACKENDS[backend]]
     sys.stdout.write("\n" + json.dumps([asdict(proof) for proof in proofs]) + "\n")
 
 

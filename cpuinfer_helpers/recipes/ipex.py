@@ -373,7 +373,7 @@ def _restore(stored: Stored, folder: Path) -> Build:
 
 def obstacle_to(precision: str) -> Callable[[], str | None]:
     """What keeps IPEX from a precision here, as a function to call when that is asked."""
-    return lambda: _obstacle() or (no_bf16_kernels() if precision == "bf16" else None)
+    return lambda: _obstacle() or (no_bf16_kernels(in_ipex=True) if precision == "bf16" else None)
 
 
 def _recipe(precision: str, summary: str, build: Callable[[Request], Build]) -> Recipe:

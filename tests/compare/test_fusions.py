@@ -9,6 +9,9 @@ import pytest
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
 from tests.conftest import make_bert, make_inputs
+from tests.isa import NO_AVX512_LOOPS, NO_BF16_KERNELS_IN_IPEX, needs_bf16_kernels_in_ipex
+
+pytestmark = pytest.mark.cpu
 
 IPEX = cpu.get_recipe("ipex-fp32").can_run
 needs_ipex = pytest.mark.skipif(not IPEX, reason=f"{cpu.get_recipe('ipex-fp32').why_not}")
@@ -33,7 +36,8 @@ def reports():
         "torchscript-fp32",
         "eager-fp32",
         "ipex-fp32",
-        *IPEX_VARIANTS.values(),
+        # Those that are not traced have no graph to report, only the reason for which they cannot run.
+        *(variant for variant in IPEX_VARIANTS.values() if "untraced" not in variant.name or not variant.can_run),
         cpu.Recipe("failing-fp32", "for a test", failing),
         cpu.Recipe("dying-fp32", "for a test", dying),
         cpu.Recipe("lacking-fp32", "for a test", failing, needs=("no-such-package>=1",)),
@@ -41,9 +45,12 @@ def reports():
     return cpu.fusion_reports(make_bert(**SIZES), make_inputs(2, 16, padding=4), recipes)
 
 
+NAMES = ("multi-head attention", "concat linear", "linear+add", "linear+gelu", "add+layernorm")
+WRITTEN_FOR_AVX512 = ("multi-head attention", "add+layernorm")
+
+
 def counts(report):
-    names = ("multi-head attention", "concat linear", "linear+add", "linear+gelu", "add+layernorm")
-    return tuple(report.counts[name] for name in names)
+    return tuple(report.counts[name] for name in NAMES)
 
 
 def test_stock_pytorch_fuses_linear_layers_and_leaves_attention_to_onednn_graph(reports):
@@ -93,12 +100,24 @@ def test_ipex_stays_out_of_this_process(reports):
 
 def test_variants_are_not_in_the_registry():
     assert not set(IPEX_VARIANTS) & set(cpu.list_recipes().names)
-    assert all(variant.can_run == IPEX for variant in IPEX_VARIANTS.values())
+    for variant in IPEX_VARIANTS.values():
+        assert variant.why_not == cpu.get_recipe(f"ipex-{variant.precision}").why_not
 
 
 @pytest.mark.skipif(IPEX, reason="IPEX can run here")
 def test_without_ipex_its_variants_say_why(reports):
     assert all("lacks: " in reports[name].reason for name in ("ipex-fp32", *IPEX_VARIANTS))
+
+
+@needs_ipex
+@pytest.mark.skipif(NO_BF16_KERNELS_IN_IPEX is None, reason="IPEX has BF16 kernels here")
+def test_without_bf16_kernels_the_variants_that_need_them_say_so(reports):
+    rows = {row[0]: row for row in reports.table().rows}
+
+    for variant in IPEX_VARIANTS.values():
+        if variant.precision == "bf16":
+            assert rows[variant.name][-1] == f"lacks: {NO_BF16_KERNELS_IN_IPEX}"
+            assert not any(rows[variant.name][1:-1])
 
 
 @needs_ipex
@@ -109,12 +128,19 @@ def test_without_ipex_its_variants_say_why(reports):
         ("ipex-eager-attention-fp32", (2, 2, 4, 2, 0)),
         # With no Linear+Add to take it, the Add is left for the layer norm.
         ("ipex-mkl-linear-fp32", (2, 2, 0, 0, 4)),
-        ("ipex-flash-mha-bf16", (2, 2, 4, 2, 0)),
-        ("ipex-sdpa-bf16", (0, 2, 4, 2, 0)),
+        pytest.param("ipex-flash-mha-bf16", (2, 2, 4, 2, 0), marks=needs_bf16_kernels_in_ipex),
+        pytest.param("ipex-sdpa-bf16", (0, 2, 4, 2, 0), marks=needs_bf16_kernels_in_ipex),
     ],
 )
 def test_each_choice_fuses_other_things(reports, recipe, expected):
-    assert counts(reports[recipe]) == expected
+    report = reports[recipe]
+    assert tuple(report[name].found for name in NAMES) == expected
+    for name, count in zip(NAMES, expected, strict=True):
+        if name in WRITTEN_FOR_AVX512 and NO_AVX512_LOOPS and count:
+            assert report.counts[name] == 0
+            assert report[name].why_not[0] == f"the fast kernel needs AVX512: {NO_AVX512_LOOPS}"
+        else:
+            assert report.counts[name] == count
 
 
 @needs_ipex
@@ -129,6 +155,11 @@ def test_causes_are_named(reports):
 
 
 @needs_ipex
+def test_only_the_scores_of_attention_are_one_operator(reports):
+    assert reports["ipex-eager-attention-fp32"]["multi-head attention"].nodes == {"ipex::mha_scores_calc": 2}
+
+
+@needs_ipex
+@needs_bf16_kernels_in_ipex
 def test_the_whole_attention_is_one_operator_only_in_the_flash_variant(reports):
     assert reports["ipex-flash-mha-bf16"]["multi-head attention"].nodes == {"ipex::bert_flash_mha": 2}
-    assert reports["ipex-eager-attention-fp32"]["multi-head attention"].nodes == {"ipex::mha_scores_calc": 2}

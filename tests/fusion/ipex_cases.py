@@ -1,4 +1,7 @@
-"""Reports of small models under IPEX, as one line of JSON: run as a child process, because IPEX changes its process."""
+"""Reports of small models under IPEX, as one line of JSON: run as a child process, because IPEX changes its process.
+
+In BF16 they are made only where IPEX has kernels for it; what IPEX says of itself is there beside them.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ import torch
 from cpuinfer_helpers.fusion import fusion_report
 from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES, Attention
 from cpuinfer_helpers.fusion.patterns import MHA
+from cpuinfer_helpers.machine import no_bf16_kernels
 from tests.conftest import make_bert, make_inputs
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
+# FP32's linear layers by oneDNN: MKL's, the default, fuse nothing.
+ONEDNN = {"auto_kernel_selection": True}
 WIDE = {"x": torch.ones(2, 16, 64), "y": torch.ones(2, 16, 64)}
 
 
@@ -79,38 +85,60 @@ def int8_report(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict
         return fusion_report(torch.jit.freeze(module), inputs).to_dict()
 
 
-def main() -> None:
+def fp32_reports() -> dict[str, Any]:
     ids = make_inputs(2, 16, padding=4)
     eager, sdpa = make_bert(attention="eager", **SIZES), make_bert(**SIZES)
-    onednn = {"auto_kernel_selection": True}
     heads = PATTERN_EXAMPLES[MHA].make(torch.float32)[1]
     handed_in_expanded = {**heads, "mask": heads["mask"].expand(2, 1, 16, 16)}
-    half = {**{name: tensor.bfloat16() for name, tensor in heads.items()}, "mask": heads["mask"]}
-    reports = {
-        "bert fp32": report(eager, ids, **onednn),
-        "bert bf16": report(eager, ids, bf16=True),
+    return {
+        "bert fp32": report(eager, ids, **ONEDNN),
         "bert mkl": report(sdpa, ids),
         "bert not optimized": report(eager, ids, optimize=False),
-        "bert not frozen": report(eager, ids, freeze=False, **onednn),
-        "bert one call": report(eager, ids, calls=1, **onednn),
+        "bert not frozen": report(eager, ids, freeze=False, **ONEDNN),
+        "bert one call": report(eager, ids, calls=1, **ONEDNN),
         "add in place": report(AddedInPlace().eval(), WIDE, optimize=False),
         "add of another shape": report(AddedOfAnotherShape(), WIDE),
-        "own split": report(OwnSplit(), {"x": WIDE["x"]}, **onednn),
+        "own split": report(OwnSplit(), {"x": WIDE["x"]}, **ONEDNN),
         "expanded mask": report(ExpandedMask(), heads),
         "mask handed in expanded": report(Attention(), handed_in_expanded),
-        "fp32 mask in bf16": report(Attention(), half, bf16=True),
+        "distilbert fp32": report(*make_distilbert(), **ONEDNN),
+        "bert int8": int8_report(make_bert(attention="eager", **SIZES), ids),
     }
+
+
+def bf16_reports() -> dict[str, Any]:
+    heads = PATTERN_EXAMPLES[MHA].make(torch.float32)[1]
+    half = {**{name: tensor.bfloat16() for name, tensor in heads.items()}, "mask": heads["mask"]}
+    return {
+        "bert bf16": report(make_bert(attention="eager", **SIZES), make_inputs(2, 16, padding=4), bf16=True),
+        "fp32 mask in bf16": report(Attention(), half, bf16=True),
+        "distilbert bf16": report(*make_distilbert(), bf16=True),
+    }
+
+
+def make_distilbert() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     import transformers
 
-    distilbert = transformers.DistilBertConfig(
+    config = transformers.DistilBertConfig(
         vocab_size=120, dim=64, n_layers=3, n_heads=2, hidden_dim=128, max_position_embeddings=64
     )
-    distilbert._attn_implementation = "eager"
-    classifier = transformers.DistilBertForSequenceClassification(distilbert).eval()
-    two = {name: ids[name] for name in ("input_ids", "attention_mask")}
-    reports["distilbert"] = report(classifier, two, bf16=True)
-    reports["bert int8"] = int8_report(make_bert(attention="eager", **SIZES), ids)
-    sys.stdout.write("\n" + json.dumps(reports) + "\n")
+    config._attn_implementation = "eager"
+    inputs = make_inputs(2, 16, padding=4)
+    two = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return transformers.DistilBertForSequenceClassification(config).eval(), two
+
+
+def said_by_ipex() -> dict[str, Any]:
+    import intel_extension_for_pytorch as ipex
+
+    return {"loops": ipex._C._get_current_isa_level(), "bf16": ipex._C.onednn_has_bf16_support()}
+
+
+def main() -> None:
+    reports = fp32_reports()
+    if no_bf16_kernels(in_ipex=True) is None:
+        reports |= bf16_reports()
+    sys.stdout.write("\n" + json.dumps({"ipex": said_by_ipex(), "reports": reports}) + "\n")
 
 
 if __name__ == "__main__":

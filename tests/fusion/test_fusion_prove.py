@@ -1,63 +1,35 @@
-"""Each pattern on a module of its own, in processes of their own."""
+"""One pattern proven in this process, and what is said of patterns that cannot be run at all.
+
+The proofs of all patterns are made once, in test_guide_claims.py.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import subprocess
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.fusion import prove as proving
 from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES
 from cpuinfer_helpers.fusion.patterns import ONEDNN_GRAPH, PATTERNS
-from cpuinfer_helpers.fusion.prove import Proofs, prove, prove_patterns
+from cpuinfer_helpers.fusion.prove import Proof, Proofs, prove, prove_patterns
+from tests.isa import NO_BF16_KERNELS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-HAS_IPEX = importlib.util.find_spec("intel_extension_for_pytorch") is not None
-
-
-@pytest.fixture(scope="module")
-def proofs() -> Proofs:
-    return prove_patterns()
+pytestmark = [pytest.mark.cpu, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
+IPEX_PATTERNS = [name for name in PATTERN_EXAMPLES if name != ONEDNN_GRAPH]
 
 
-def test_every_pattern_has_an_example_and_a_row(proofs: Proofs) -> None:
+def test_every_pattern_has_an_example() -> None:
     assert list(PATTERN_EXAMPLES) == [pattern.name for pattern in PATTERNS]
-    assert {(proof.pattern, proof.precision) for proof in proofs.proofs} == {
-        (name, precision) for name in PATTERN_EXAMPLES for precision in ("fp32", "bf16")
-    }
-    assert len(proofs.table().rows) == 12
 
 
-def test_ipex_stays_out_of_this_process(proofs: Proofs) -> None:
-    assert "intel_extension_for_pytorch" not in sys.modules
-
-
-@pytest.mark.parametrize("pattern", [name for name in PATTERN_EXAMPLES if name != ONEDNN_GRAPH])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_patterns_of_ipex(proofs: Proofs, pattern: str, precision: str) -> None:
-    proof = next(each for each in proofs.proofs if (each.pattern, each.precision) == (pattern, precision))
-    if not HAS_IPEX:
-        assert not proof.proven
-        assert proof.why_not == "IPEX is not installed; it needs torch 2.8"
-        return
+def test_other_answers_are_no_proof() -> None:
+    proof = prove(ONEDNN_GRAPH, "fp32")
     assert proof.proven, proof.why_not
-    fused = {name: count for name, count in proof.report.counts.items() if count}
-    assert fused == {pattern: 1}
-    assert proof.why_not == ""
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_partitions(proofs: Proofs, precision: str) -> None:
-    proof = next(each for each in proofs.proofs if (each.pattern, each.precision) == (ONEDNN_GRAPH, precision))
-    assert proof.proven, proof.why_not
-    assert proof.report[ONEDNN_GRAPH].nodes == {"prim::oneDNNFusionGroup": 2}
-
-
-def test_other_answers_are_no_proof(proofs: Proofs) -> None:
-    proof = next(each for each in proofs.proofs if each.pattern == ONEDNN_GRAPH)
     wrong = replace(proof, max_error=1.0, tolerance=0.1)
     assert not wrong.proven
     assert wrong.why_not == "other answers: largest error 1.0e+00, tolerance 1.0e-01"
@@ -71,8 +43,51 @@ def test_the_switches_are_put_back() -> None:
         return torch.jit.onednn_fusion_enabled(), mode
 
     before = switches()
-    assert prove(ONEDNN_GRAPH, "bf16").proven
+    assert prove(ONEDNN_GRAPH, "bf16").proven == (NO_BF16_KERNELS is None)
     assert switches() == before
+
+
+@pytest.fixture
+def with_ipex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if IPEX were installed, whose import would change this process."""
+    monkeypatch.setattr(proving.importlib.util, "find_spec", lambda name: name)
+
+
+def test_patterns_without_bf16_kernels_are_not_started(monkeypatch: pytest.MonkeyPatch, with_ipex: None) -> None:
+    why = "oneDNN has no BF16 kernels for this CPU"
+    monkeypatch.setattr(proving, "no_bf16_kernels", lambda in_ipex: why if in_ipex else None)
+    monkeypatch.setattr(subprocess, "run", None)
+    found = proving._in_child("ipex", "bf16")
+    assert [(proof.pattern, proof.why_not, proof.report) for proof in found] == [
+        (name, why, None) for name in IPEX_PATTERNS
+    ]
+    assert prove(IPEX_PATTERNS[0], "bf16") == found[0]
+
+
+def test_a_pattern_that_is_refused_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, with_ipex: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """IPEX refuses by assertions."""
+
+    @contextmanager
+    def refuse(module: torch.nn.Module, dtype: torch.dtype):
+        raise AssertionError("not on this CPU")
+        yield
+
+    monkeypatch.setattr(proving, "_ipex", refuse)
+    refused, proven = prove(IPEX_PATTERNS[0], "fp32"), prove(ONEDNN_GRAPH, "fp32")
+    assert refused == Proof(IPEX_PATTERNS[0], "fp32", reason="AssertionError: not on this CPU")
+    assert "AssertionError: not on this CPU" in caplog.text
+    assert proven.proven
+
+
+def test_the_table_says_that_bf16_is_emulated_only_where_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = replace(proving.machine_report(), isa=("AVX2",), isa_caps={})
+    monkeypatch.setattr(proving, "machine_report", lambda: held)
+    not_run = Proof(ONEDNN_GRAPH, "bf16", reason="no such thing here")
+    assert Proofs((not_run,)).table().note == ""
+    ran = replace(prove(ONEDNN_GRAPH, "fp32"), precision="bf16")
+    assert Proofs((not_run, ran)).table().note.startswith("bf16 is emulated: this CPU has no ")
 
 
 def test_an_unknown_precision() -> None:

@@ -10,13 +10,14 @@ from cpuinfer_helpers.compare.agreement import label_agreement, max_error
 from cpuinfer_helpers.recipes import bettertransformer as recipes
 from tests.bettertransformer.families import AUDIO, make
 from tests.conftest import make_bert, make_inputs
+from tests.isa import needs_bf16_kernels
 from tests.optimize.saving_cases import by_hand
 from tests.recipes.peers import Rectifier, errors, features, nothing_changes
 
-NO_BF16 = cpu.get_recipe("bettertransformer-bf16").why_not
+pytestmark = pytest.mark.cpu
 NAMES = [
     "bettertransformer-fp32",
-    pytest.param("bettertransformer-bf16", marks=pytest.mark.skipif(NO_BF16 is not None, reason=str(NO_BF16))),
+    pytest.param("bettertransformer-bf16", marks=needs_bf16_kernels),
 ]
 # As a share of the largest answer. FP32: the same products in another order. BF16: 8 bits of each.
 TOLERANCE = {"bettertransformer-fp32": 1e-5, "bettertransformer-bf16": 5e-2}
@@ -48,9 +49,8 @@ def test_the_receipt_proves_fast_path_nested_tensors_and_dtype(prepared):
     assert list(receipt.weight_dtypes) == [{"FP32": "float32", "BF16": "bfloat16"}[precision]]
 
 
+@needs_bf16_kernels
 def test_bf16_really_computes_in_bf16():
-    if NO_BF16:
-        pytest.skip(NO_BF16)
     model = make_bert(**SIZES)
     result = cpu.prepare("bettertransformer-bf16", model, make_inputs(), verify=False, on_failure="raise")
     # FP32 would be a thousand times nearer.

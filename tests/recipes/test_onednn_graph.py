@@ -5,11 +5,12 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.recipes import onednn_graph
+from tests.isa import needs_bf16_kernels
 
-NO_BF16 = cpu.get_recipe("onednn-graph-bf16").why_not
+pytestmark = pytest.mark.cpu
 NAMES = [
     "onednn-graph-fp32",
-    pytest.param("onednn-graph-bf16", marks=pytest.mark.skipif(NO_BF16 is not None, reason=str(NO_BF16))),
+    pytest.param("onednn-graph-bf16", marks=needs_bf16_kernels),
 ]
 # FP32: the same products summed in another order. BF16: 8 bits of each of the few products in a row.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
