@@ -133,6 +133,18 @@ class MachineReport(Displayed):
             return "this CPU has no AVX512"
         return instructions.loops_cap(self.isa_caps)
 
+    def not_shown(self, what: str) -> str:
+        """What to say where something cannot be shown here: why, and which CPUs would show it; empty if it can.
+
+        Parameters
+        ----------
+        what
+            ``bf16`` or ``int8``, whose products need instructions of their own; ``AVX512`` for loops that are written
+            for it, such as IPEX's fused attention.
+        """
+        why = self.why_no_avx512() if what == "AVX512" else self.why_not_native(what)
+        return f"not shown here: {why}. CPUs that would show it: {instructions.cpus_with(what)}." if why else ""
+
     @property
     def stack(self) -> str:
         """``guide`` (torch 2.8, transformers 4), ``current`` (torch >= 2.13, transformers >= 5) or ``other``."""

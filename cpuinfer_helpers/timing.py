@@ -459,8 +459,8 @@ def roofline(
 ) -> Roofline:
     """Measure how fast this machine multiplies matrices, for each precision.
 
-    Several kernels are tried, because the default one need not be the best: on AMD processors PyTorch's FP32 default
-    (MKL) runs at about half of oneDNN's rate.
+    Several kernels are tried, because the default one need not be the best: on AMD processors with AVX512 (Zen 5)
+    PyTorch's FP32 default (MKL) runs AVX2 code, at about half of oneDNN's rate. With AVX2 only (Zen 3) it is no slower.
 
     Parameters
     ----------

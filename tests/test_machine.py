@@ -236,6 +236,29 @@ def test_a_cap_on_onednn_takes_the_instructions_away(
 
 
 @pytest.mark.parametrize(
+    ("what", "misses", "shown_by"),
+    [
+        ("bf16", "AVX512_BF16 or AMX_BF16", "Zen 4"),
+        ("int8", "AVX512_VNNI", "Cascade Lake"),
+        ("AVX512", "AVX512", "Skylake"),
+    ],
+)
+def test_what_cannot_be_shown_is_named_with_the_cpus_that_would(
+    report: MachineReport, what: str, misses: str, shown_by: str
+) -> None:
+    text = replace(report, isa=("AVX2",)).not_shown(what)
+    assert text.startswith("not shown here: this CPU has no ")
+    assert misses in text and shown_by in text
+    assert report.not_shown(what) == ""
+
+
+def test_what_a_variable_holds_back_is_not_shown_either(report: MachineReport) -> None:
+    capped = replace(report, isa_caps={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert "ONEDNN_MAX_CPU_ISA=AVX2 keeps oneDNN from AVX512_BF16" in capped.not_shown("bf16")
+    assert "ATEN_CPU_CAPABILITY=avx2 holds AVX512 back" in capped.not_shown("AVX512")
+
+
+@pytest.mark.parametrize(
     ("torch_version", "transformers_version", "stack"),
     [
         ("2.8.0+cpu", "4.52.4", "guide"),
