@@ -82,23 +82,19 @@ def notebooks(parts: Sequence[str]) -> list[Path]:
 
 
 def unit_steps() -> list[Step]:
-    """Ruff, the tests that may run side by side, and those that need the machine for themselves."""
-    return [
-        Step("ruff", [sys.executable, "-m", "ruff", "check", "."]),
-        side_by_side("unit tests", "not alone"),
-        Step("unit tests, alone", [sys.executable, "-m", "pytest", "-m", "alone"]),
-    ]
+    """Ruff and all tests."""
+    return [Step("ruff", [sys.executable, "-m", "ruff", "check", "."]), side_by_side("unit tests")]
 
 
 def avx2_steps() -> list[Step]:
     """The tests that see the CPU's instruction sets."""
-    return [on_avx2(side_by_side("unit tests", "cpu and not alone"))]
+    return [on_avx2(side_by_side("unit tests", "-m", "cpu"))]
 
 
-def side_by_side(name: str, marks: str) -> Step:
+def side_by_side(name: str, *words: str) -> Step:
     """Tests in several processes; those of a file in one, because they share what is slow to prepare."""
     count = process_count()
-    command = [sys.executable, "-m", "pytest", "-n", str(count), "--dist", "loadfile", "-m", marks]
+    command = [sys.executable, "-m", "pytest", "-n", str(count), "--dist", "loadfile", *words]
     # A thread for each core, all processes together. With more, small operators wait for threads without a core.
     return Step(name, command, {"OMP_NUM_THREADS": str(max(1, machine_report().cores // count))})
 

@@ -39,7 +39,8 @@ WHY_NOT = {name: get_recipe(name).why_not for name in NAMES}
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
-    return seen_in_child(str(SCENARIOS))
+    # Weights are packed for a number of threads; two that spin while they wait would slow each other down.
+    return seen_in_child(str(SCENARIOS), OMP_NUM_THREADS="2", GOMP_SPINCOUNT="0")
 
 
 # On BERT
@@ -55,7 +56,7 @@ def test_it_is_prepared_verified_and_frozen(seen: dict[str, Any], name: str) -> 
     assert prepared["prepared"], prepared["reason"]
     assert prepared["verified"] and prepared["frozen"] and prepared["script_module"]
     assert "IPEX" in prepared["runs"] and prepared["output"] == "QuestionAnsweringModelOutput"
-    assert "2 threads" in prepared["evidence"]["packed for"] or torch.get_num_threads() != 2
+    assert prepared["evidence"]["packed for"].startswith("2 threads")
 
 
 @needs_ipex
