@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cpuinfer_helpers import instructions
 from cpuinfer_helpers.machine import detect_isa
 from tests.conftest import seen_in_child
 
@@ -56,9 +57,15 @@ def check_answers(recipes: dict[str, dict[str, Any]]) -> None:
         assert seen["error"] <= TOLERANCE[name.rpartition("-")[2]], name
 
 
+def check_cause(told: str) -> None:
+    """What the CPU has is held back by the variable; what it has not is no fault of a variable."""
+    held_back = instructions.is_native("bf16", detect_isa())
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in told if held_back else "CPU" in told
+
+
 def see(*recipes: str, **caps: str) -> dict[str, Any]:
     """With only these caps, whatever the tests were started with."""
-    none = dict.fromkeys(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"), "")
+    none = dict.fromkeys(instructions.CAPS, "")
     return seen_in_child("-c", SEE, *recipes, **{**none, **caps})
 
 
@@ -74,8 +81,7 @@ def test_a_cpu_with_avx2_only():
         assert recipes[name]["verified"] and not recipes[name]["emulated"]
     for name in BF16:
         assert recipes[name]["emulated"]
-        told = recipes[name]["evidence"].get("BF16") or recipes[name]["reason"]
-        assert "ONEDNN_MAX_CPU_ISA=AVX2" in told, name
+        check_cause(recipes[name]["evidence"].get("BF16") or recipes[name]["reason"])
     for name in BF16[:2]:
         assert recipes[name]["evidence"]["BF16"].startswith("emulated: ") and recipes[name]["verified"]
     # oneDNN itself refuses BF16 below AVX512, unless the CPU has AVX-NE-CONVERT.
@@ -103,5 +109,4 @@ def test_ipex_on_a_cpu_with_avx2_only():
     check_answers(recipes)
     assert recipes["ipex-fp32"]["verified"] and "avx512" not in recipes["ipex-fp32"]["evidence"]["oneDNN ran"]
     assert recipes["ipex-bf16"]["emulated"]
-    told = recipes["ipex-bf16"]["evidence"].get("BF16") or recipes["ipex-bf16"]["reason"]
-    assert "ONEDNN_MAX_CPU_ISA=AVX2" in told
+    check_cause(recipes["ipex-bf16"]["evidence"].get("BF16") or recipes["ipex-bf16"]["reason"])
