@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import make_model, make_rows
+from rows import Locked, make_model, make_rows
 
 from cpuinfer_helpers import machine
 from cpuinfer_helpers.instructions import CAPS
@@ -247,17 +246,6 @@ def test_a_model_that_fails_in_fp32_is_evaluated_all_the_same(metered, events, n
     assert len(output.predictions) == 9
     told = "about 18.0 s for 3 batches in emulated BF16, by the first batch; not known for eager FP32, which fails: "
     assert estimates(events) == [f"{told}ValueError: only in BF16"]
-
-
-class Locked(torch.nn.Module):
-    """Cannot be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model, self.lock = make_model("text-classification"), threading.Lock()
-
-    def forward(self, **inputs):
-        return self.model(**inputs)
 
 
 def test_a_model_that_cannot_be_copied(emulated, events, new_trainer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import threading
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from rows import make_model, make_rows
+from rows import Locked, make_model, make_rows
 
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.machine import machine_report
@@ -468,17 +467,6 @@ def test_ipex_that_is_missing_is_said_and_replaced(new_trainer, caplog, monkeypa
     assert "ipex-fp32: no intel" in metrics["eval_jit_reason"] and "use_ipex asked for" in caplog.text
     with pytest.raises(RecipeError, match="ipex-fp32: no intel"):
         new_trainer(make_model(), rows, jit_mode_eval=True, use_ipex=True, jit_failure="raise").evaluate()
-
-
-class Locked(torch.nn.Module):
-    """Cannot be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model, self.lock = make_model("text-classification"), threading.Lock()
-
-    def forward(self, **inputs):
-        return self.model(**inputs)
 
 
 @pytest.mark.parametrize("flags", [{}, {"bf16": True}, {"jit_mode_eval": True}])
