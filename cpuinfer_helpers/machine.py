@@ -27,8 +27,8 @@ logger = logging.getLogger("cpuinfer_helpers")
 
 # Measured on AMD EPYC (Zen 3, AVX2 only): 3.6 times for single rows of a large model, 34 times for long inputs.
 EMULATED_BF16 = "3 to 34 times slower than FP32"
-# Without VNNI oneDNN adds pairs of 8-bit products in 16 bits, which saturate (its developer guide, "Nuances of int8").
-EMULATED_INT8 = "sums of products can overflow"
+# Without VNNI pairs of products are added in 16 bits, which saturate (oneDNN's developer guide, "Nuances of int8").
+EMULATED_INT8 = "recipes use 7 of 8 bits, or sums would overflow"
 _PACKAGES = (
     "torch",
     "intel-extension-for-pytorch",

@@ -397,6 +397,7 @@ def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_GEMM_SHAPES", ((8, 64, 64),))
 
 
+@pytest.mark.cpu
 @pytest.mark.usefixtures("small_products")
 def test_roofline_of_this_machine() -> None:
     report = machine_report()

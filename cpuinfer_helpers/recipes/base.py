@@ -20,6 +20,9 @@ Tensors = Mapping[str, torch.Tensor]
 PRECISIONS = ("fp32", "bf16", "int8")
 _COST = {"bf16": EMULATED_BF16, "int8": EMULATED_INT8}
 
+# What a recipe says of values that it has quantised for a CPU on which sums can overflow.
+SEVEN_BITS = "7 of 8 bits in use, so that the sum of two products fits in 16 bits"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -171,6 +174,11 @@ class Recipe:
         """Which instructions for its precision this CPU lacks, and what that costs; None if it has them."""
         why = machine_report().why_not_native(self.precision)
         return f"emulated: {why}; {_COST[self.precision]}" if why else None
+
+
+def sums_can_overflow() -> bool:
+    """Whether INT8 products are added in pairs in 16 bits here, as without VNNI: 2 x 255 x 127 does not fit there."""
+    return not machine_report().int8_native
 
 
 def _missing(need: str) -> str | None:

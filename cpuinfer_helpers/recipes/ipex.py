@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.machine import detect_isa, native_stderr_logged, no_bf16_kernels, version_tuple
-from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
+from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors, sums_can_overflow
 from cpuinfer_helpers.recipes.copies import with_attention
 from cpuinfer_helpers.recipes.torchscript import build_of_trace, export_trace, load_trace
 from cpuinfer_helpers.tracing import frozen_trace
@@ -115,7 +115,7 @@ def _build_int8(request: Request) -> Build:
     rows = sum(_rows(row) for row in request.calibration)
     source = f"{rows} rows" if rows else "the example alone, for want of calibration rows: expect larger errors"
     evidence = {"calibrated with": source, "INT8 partitions": f"ipex::LlgaFusionGroup {groups}", **build.evidence}
-    return replace(build, evidence=evidence)
+    return replace(build, evidence={**evidence, "weights": SEVEN_BITS} if sums_can_overflow() else evidence)
 
 
 def _ipex() -> ModuleType:
@@ -174,7 +174,7 @@ def _quantised(request: Request) -> torch.nn.Module:
     with _calibration_threads():
         observed = quantization.prepare(
             model,
-            quantization.default_static_qconfig_mapping,
+            _weights_of_seven_bits() if sums_can_overflow() else quantization.default_static_qconfig_mapping,
             example_kwarg_inputs={**request.inputs.tensors, **constants},
             inplace=True,
             bn_folding=_has(model, torch.nn.modules.batchnorm._BatchNorm),
@@ -183,6 +183,17 @@ def _quantised(request: Request) -> torch.nn.Module:
         for row in tqdm(rows, desc="calibrating", leave=False, delay=2.0):
             observed(**row, **constants)
         return quantization.convert(observed, inplace=True).eval()
+
+
+def _weights_of_seven_bits() -> Any:
+    """IPEX's default configuration with less of the weights' range in use."""
+    from torch.ao.quantization import HistogramObserver, PerChannelMinMaxObserver, QConfig, QConfigMapping
+
+    weight = PerChannelMinMaxObserver.with_args(
+        dtype=torch.qint8, qscheme=torch.per_channel_symmetric, reduce_range=True
+    )
+    activation = HistogramObserver.with_args(reduce_range=False)
+    return QConfigMapping().set_global(QConfig(activation=activation, weight=weight))
 
 
 def _calibration_rows(request: Request) -> list[dict[str, torch.Tensor]]:

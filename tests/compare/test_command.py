@@ -24,6 +24,7 @@ def scores(task) -> cpu.RecipeScores:
     return cpu.score_recipes(task, recipes, limit=12, pad_to=48, threads=1)
 
 
+@pytest.mark.cpu
 def test_each_recipe_is_scored_on_the_tasks_own_data(scores, task):
     reference = scores.rows["eager-fp32"].score
     here = task.evaluate(limit=12, pad_to=48)
@@ -34,6 +35,7 @@ def test_each_recipe_is_scored_on_the_tasks_own_data(scores, task):
     assert 0 <= scores.rows["eager-bf16"].agreement <= 100
 
 
+@pytest.mark.cpu
 def test_what_cannot_be_scored_has_a_row_that_says_why(scores):
     # Without instructions for INT8 that is said behind it.
     assert scores.rows["refusing-int8"].status.startswith("fell back: refusing fails: ValueError: not this model")

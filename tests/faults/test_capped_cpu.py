@@ -9,6 +9,7 @@ import pytest
 
 from cpuinfer_helpers import instructions
 from cpuinfer_helpers.machine import detect_isa
+from cpuinfer_helpers.recipes import get_recipe
 from tests.conftest import seen_in_child
 
 pytestmark = pytest.mark.skipif("AVX2" not in detect_isa(), reason="the variables cap instruction sets of x86 CPUs")
@@ -110,3 +111,39 @@ def test_ipex_on_a_cpu_with_avx2_only():
     assert recipes["ipex-fp32"]["verified"] and "avx512" not in recipes["ipex-fp32"]["evidence"]["oneDNN ran"]
     assert recipes["ipex-bf16"]["emulated"]
     check_cause(recipes["ipex-bf16"]["evidence"].get("BF16") or recipes["ipex-bf16"]["reason"])
+
+
+INT8 = """
+import json, sys, torch
+import cpuinfer_helpers as cpu
+
+class Ones(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 32)
+        for layer in (self.first, self.second):
+            torch.nn.init.ones_(layer.weight)
+
+    def forward(self, values):
+        return {"logits": self.second(torch.relu(self.first(values)))}
+
+torch.manual_seed(0)
+model, rows = Ones().eval(), [{"values": 1 - 0.1 * torch.rand(4, 64)} for _ in range(5)]
+seen = {}
+for name in sys.argv[1:]:
+    prepared = cpu.prepare(name, model, rows[0], calibration=rows[1:], on_failure="raise")
+    wanted, got = model(**rows[0])["logits"], prepared(**rows[0])["logits"]
+    error = ((got - wanted).abs().max() / wanted.abs().max()).item()
+    seen[name] = [error, prepared.receipt.evidence.get("weights", "")]
+print("SEEN", json.dumps(seen))
+"""
+
+
+def test_without_vnni_no_sum_of_int8_products_overflows():
+    """Largest weights and inputs: pairs of products in 16 bits lose half of every sum unless the weights leave room."""
+    names = [name for name in ("ipex-int8", "openvino-int8", "onnxruntime-int8") if get_recipe(name).can_run]
+    caps = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"}
+    for name, (error, weights) in seen_in_child("-c", INT8, *names, **caps).items():
+        # Of each number one step of 127 or 255 is lost at most, in two layers.
+        assert error < 0.03, name
+        assert weights.startswith("7 of 8 bits"), name

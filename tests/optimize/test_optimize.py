@@ -25,6 +25,7 @@ def optimized() -> cpu.OptimizedModel:
     return cpu.optimize(make_model(), make_inputs(), recipes=make_recipes(*EVERY_KIND), budget_s=90)
 
 
+@pytest.mark.cpu
 def test_the_fastest_is_chosen_and_answers(optimized: cpu.OptimizedModel) -> None:
     assert optimized.recipe == "once-fp32" or optimized.recipe == "coarse-bf16"
     assert optimized.result.speedup.low > 1.0 and optimized.reason is None and not optimized.remembered
@@ -40,6 +41,7 @@ def test_the_receipt_holds_the_checks_of_both_processes(optimized: cpu.Optimized
     assert optimized.receipt.verified
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("recipe", "status"),
     [

@@ -68,6 +68,7 @@ def copied(folder_of: Callable[[str], Path], tmp_path: Path) -> Path:
     return shutil.copytree(folder_of("torchscript-fp32"), tmp_path / "model")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("recipe", [*EXPORTED, *REBUILT])
 def test_it_answers_as_the_model_did(folder_of: Callable[[str], Path], recipe: str) -> None:
     folder, model = folder_of(recipe), make_bert()
@@ -94,6 +95,7 @@ def test_padded_positions_are_not_compared(tmp_path: Path) -> None:
     assert (seen - expected)[~valid].abs().max() > 10 * TOLERANCE["fp32"] * expected.abs().max()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("recipe", EXPORTED)
 def test_the_receipt_of_what_was_written_is_the_one_of_its_making(
     folder_of: Callable[[str], Path], recipe: str

@@ -149,6 +149,7 @@ def test_an_obstacle_is_looked_for_only_where_nothing_is_missing() -> None:
     assert recipe_of(logits, needs=("torch",), obstacle=obstacle).why_not == "it is Monday"
 
 
+@pytest.mark.cpu
 def test_a_precision_without_instructions_is_called_emulated(
     monkeypatch: pytest.MonkeyPatch, bert, bert_inputs
 ) -> None:

@@ -59,6 +59,7 @@ def same_state(one, other) -> bool:
 # --- the same as transformers' Trainer
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
     ("flags", "precision", "recipe"),

@@ -54,6 +54,7 @@ def test_a_stock_trainer_that_falls_back(tmp_path):
     assert verdict.reason == "no way to trace this" and "no way to trace this" in str(verdict)
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(not OLD, reason="this version of transformers has no such flag")
 def test_a_stock_trainer_that_says_bf16_and_runs_fp32(tmp_path):
     verdict = verify_trainer(
@@ -77,6 +78,7 @@ def test_a_stock_trainer_without_flags(tmp_path):
     assert verdict.precision == "FP32" and verdict.model == "BertForQuestionAnswering"
 
 
+@pytest.mark.cpu
 def test_a_jit_trainer(new_trainer):
     verdict = verify_trainer(new_trainer(make_model(), make_rows("question-answering"), jit_mode_eval=True, bf16=True))
     assert verdict.traced and verdict.as_requested and verdict.precision == BF16
