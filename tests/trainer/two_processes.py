@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import torch
 from rows import make_model, make_rows
 
 from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
@@ -48,6 +49,10 @@ def main() -> None:
         metrics = trainer.predict(rows).metrics
         if trainer.is_world_process_zero():
             print("SEEN " + json.dumps({**metrics, "processes": args.world_size}), flush=True)
+    # Otherwise a process that ends while the other still talks to it can abort, in the threads of its group.
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 main()
