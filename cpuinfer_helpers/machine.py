@@ -127,6 +127,19 @@ class MachineReport(Displayed):
             return f"{cap}={self.isa_caps[cap]} keeps oneDNN from {instructions.one_of(held_back)}"
         return f"this CPU has no {instructions.one_of(needed)}"
 
+    def emulation(self, precision: str) -> str | None:
+        """That a precision is emulated, why and at what cost, for a receipt; None if it is native."""
+        why = self.why_not_native(precision)
+        if why is None:
+            return None
+        cost = EMULATED_BF16 if precision == "bf16" else EMULATED_INT8 if self.int8_sums_overflow else ""
+        return "; ".join(filter(None, (f"emulated: {why}", cost)))
+
+    @property
+    def int8_sums_overflow(self) -> bool:
+        """Whether pairs of INT8 products are added in 16 bits, as on x86 without VNNI: 2 x 255 x 127 do not fit."""
+        return self.architecture in ("x86_64", "AMD64") and not self.int8_native
+
     def why_no_avx512(self) -> str | None:
         """Why PyTorch's and IPEX's own loops do without AVX512 in this process; None if they use it."""
         if "AVX512" not in self.isa:
@@ -172,8 +185,8 @@ class MachineReport(Displayed):
             ("CPU", f"{self.cpu} ({self.architecture})"),
             ("instruction sets", ", ".join(self.isa) or "none of those that matter here"),
             ("held back by", caps),
-            ("BF16", self._precision_text("bf16", EMULATED_BF16)),
-            ("INT8", self._precision_text("int8", EMULATED_INT8)),
+            ("BF16", self.emulation("bf16") or "native"),
+            ("INT8", self.emulation("int8") or "native"),
             (
                 "cores",
                 f"{self.cores} usable ({self.cores_total} in the machine, {self.cores_allowed} allowed, {quota})",
@@ -188,10 +201,6 @@ class MachineReport(Displayed):
     def _stack_text(self) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.stack} stack ({packages})"
-
-    def _precision_text(self, precision: str, cost: str) -> str:
-        why = self.why_not_native(precision)
-        return f"emulated: {why}; {cost}" if why else "native"
 
 
 def machine_report() -> MachineReport:

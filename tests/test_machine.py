@@ -236,6 +236,33 @@ def test_a_cap_on_onednn_takes_the_instructions_away(
 
 
 @pytest.mark.parametrize(
+    ("architecture", "isa", "bf16", "int8"),
+    [
+        ("x86_64", ("AVX2", "AVX512_BF16", "AVX_VNNI"), None, None),
+        (
+            "x86_64",
+            ("AVX2",),
+            "emulated: this CPU has no AVX512_BF16 or AMX_BF16; 3 to 34 times slower than FP32",
+            "emulated: this CPU has no AVX512_VNNI, AVX_VNNI or AMX_INT8; "
+            "recipes use 7 of 8 bits, or sums would overflow",
+        ),
+        (
+            "aarch64",
+            ("NEON",),
+            "emulated: this CPU has no ARM_BF16; 3 to 34 times slower than FP32",
+            "emulated: this CPU has no ARM_I8MM",
+        ),
+    ],
+)
+def test_what_is_emulated_is_said_with_what_is_missing_and_what_it_costs(
+    report: MachineReport, architecture: str, isa: tuple[str, ...], bf16: str | None, int8: str | None
+) -> None:
+    changed = replace(report, architecture=architecture, isa=isa)
+    assert (changed.emulation("bf16"), changed.emulation("int8"), changed.emulation("fp32")) == (bf16, int8, None)
+    assert changed.int8_sums_overflow == (int8 is not None and "7 of 8 bits" in int8)
+
+
+@pytest.mark.parametrize(
     ("what", "misses", "shown_by"),
     [
         ("bf16", "AVX512_BF16 or AMX_BF16", "Zen 4"),

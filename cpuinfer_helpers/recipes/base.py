@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.machine import EMULATED_BF16, EMULATED_INT8, machine_report, version_tuple
+from cpuinfer_helpers.machine import machine_report, version_tuple
 from cpuinfer_helpers.signature import BoundInputs
 
 Tensors = Mapping[str, torch.Tensor]
 PRECISIONS = ("fp32", "bf16", "int8")
-_COST = {"bf16": EMULATED_BF16, "int8": EMULATED_INT8}
 
 # What a recipe says of values that it has quantised for a CPU on which sums can overflow.
 SEVEN_BITS = "7 of 8 bits in use, so that the sum of two products fits in 16 bits"
@@ -172,13 +171,7 @@ class Recipe:
     @property
     def emulation(self) -> str | None:
         """Which instructions for its precision this CPU lacks, and what that costs; None if it has them."""
-        why = machine_report().why_not_native(self.precision)
-        return f"emulated: {why}; {_COST[self.precision]}" if why else None
-
-
-def sums_can_overflow() -> bool:
-    """Whether INT8 products are added in pairs in 16 bits here, as without VNNI: 2 x 255 x 127 does not fit there."""
-    return not machine_report().int8_native
+        return machine_report().emulation(self.precision)
 
 
 def _missing(need: str) -> str | None:

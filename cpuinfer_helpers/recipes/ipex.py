@@ -22,8 +22,14 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.machine import detect_isa, native_stderr_logged, no_bf16_kernels, version_tuple
-from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors, sums_can_overflow
+from cpuinfer_helpers.machine import (
+    detect_isa,
+    machine_report,
+    native_stderr_logged,
+    no_bf16_kernels,
+    version_tuple,
+)
+from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import with_attention
 from cpuinfer_helpers.recipes.torchscript import build_of_trace, export_trace, load_trace
 from cpuinfer_helpers.tracing import frozen_trace
@@ -115,7 +121,8 @@ def _build_int8(request: Request) -> Build:
     rows = sum(_rows(row) for row in request.calibration)
     source = f"{rows} rows" if rows else "the example alone, for want of calibration rows: expect larger errors"
     evidence = {"calibrated with": source, "INT8 partitions": f"ipex::LlgaFusionGroup {groups}", **build.evidence}
-    return replace(build, evidence={**evidence, "weights": SEVEN_BITS} if sums_can_overflow() else evidence)
+    weights = {"weights": SEVEN_BITS} if machine_report().int8_sums_overflow else {}
+    return replace(build, evidence={**evidence, **weights})
 
 
 def _ipex() -> ModuleType:
@@ -170,11 +177,11 @@ def _quantised(request: Request) -> torch.nn.Module:
     from tqdm.auto import tqdm
 
     constants = request.inputs.constants
-    model = own_copy(request.model, "eager")
+    model, overflow = own_copy(request.model, "eager"), machine_report().int8_sums_overflow
     with _calibration_threads():
         observed = quantization.prepare(
             model,
-            _weights_of_seven_bits() if sums_can_overflow() else quantization.default_static_qconfig_mapping,
+            _weights_of_seven_bits() if overflow else quantization.default_static_qconfig_mapping,
             example_kwarg_inputs={**request.inputs.tensors, **constants},
             inplace=True,
             bn_folding=_has(model, torch.nn.modules.batchnorm._BatchNorm),

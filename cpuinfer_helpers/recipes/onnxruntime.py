@@ -13,8 +13,9 @@ import torch
 
 from cpuinfer_helpers.adapter import NamedInputs, named_inputs
 from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
-from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors, sums_can_overflow
+from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 
@@ -34,7 +35,8 @@ def _build_int8(request: Request) -> Build:
     build = _build(request, runs="ONNX Runtime session, dynamic INT8", change=_quantised)
     if "INT8 nodes" not in build.evidence:
         raise RecipeError("no node of the optimised model computes in INT8")
-    return replace(build, evidence={**build.evidence, "weights": SEVEN_BITS}) if sums_can_overflow() else build
+    weights = {"weights": SEVEN_BITS} if machine_report().int8_sums_overflow else {}
+    return replace(build, evidence={**build.evidence, **weights})
 
 
 def _build(request: Request, runs: str, change: Callable[[Path, bool], Path] | None = None) -> Build:
@@ -107,7 +109,7 @@ def _quantised(path: Path, large: bool) -> Path:
         op_types_to_quantize=["MatMul", "LSTM"],
         per_channel=True,
         weight_type=QuantType.QInt8,
-        reduce_range=sums_can_overflow(),
+        reduce_range=machine_report().int8_sums_overflow,
         use_external_data_format=large,
     )
     path.unlink()

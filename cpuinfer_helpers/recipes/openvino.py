@@ -16,7 +16,7 @@ from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
-from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors, sums_can_overflow
+from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.recipes.signal_stack import signal_stack_kept
@@ -92,7 +92,7 @@ def _quantised(request: Request, converted: Any) -> tuple[Any, dict[str, str]]:
     rows = request.calibration or (request.inputs.tensors,)
     array = array_maker(request.inputs.tensors)
     arrays = [{name: array(name, row[name]) for name in request.inputs.tensors} for row in rows]
-    reduced = sums_can_overflow()
+    reduced = machine_report().int8_sums_overflow
     seven_bits = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE) if reduced else None
     quantised = nncf.quantize(
         converted,
@@ -102,7 +102,8 @@ def _quantised(request: Request, converted: Any) -> tuple[Any, dict[str, str]]:
         advanced_parameters=seven_bits,
     )
     source = f"{len(rows)} calibration inputs" if request.calibration else "the example alone: give calibration inputs"
-    return quantised, {"calibration": source, **({"weights": SEVEN_BITS} if reduced else {})}
+    weights = {"weights": SEVEN_BITS} if reduced else {}
+    return quantised, {"calibration": source, **weights}
 
 
 class _Answer:

@@ -37,8 +37,7 @@ def why_emulated(plan: EvaluationPlan) -> str:
 
 def emulation_text(plan: EvaluationPlan) -> str:
     """The same with what it costs, as receipts have it."""
-    why = why_emulated(plan)
-    return f"emulated: {why}; {EMULATED_BF16}" if why else ""
+    return (machine_report().emulation("bf16") or "") if plan.precision == "bf16" else ""
 
 
 def warn_of_emulation(plan: EvaluationPlan, why: str) -> None:
