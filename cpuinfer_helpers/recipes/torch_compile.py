@@ -42,8 +42,10 @@ def _build(request: Request, precision: Context, how: str) -> Build:
         compiled = torch.compile(model, dynamic=True)
 
     def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
-        # Both switches decide which graph runs, and are read at every call.
-        with torch.no_grad(), config.patch(freezing=True), precision():
+        # All of these decide which graph runs, and are read at every call. Graphs with frozen weights come back from
+        # the cache on disk even if they were compiled while another CPU capability was in force, and then answer
+        # wrongly (seen with torch 2.8, with ATEN_CPU_CAPABILITY=avx2 after a run without it).
+        with torch.no_grad(), config.patch(freezing=True, force_disable_caches=True), precision():
             return take_apart(compiled(**_plain(tensors), **constants))[0]
 
     with libraries_quiet() as warnings, _counted() as seen:

@@ -7,8 +7,9 @@ import sysconfig
 import pytest
 import torch
 
+from cpuinfer_helpers.machine import detect_isa
 from cpuinfer_helpers.recipes import get_recipe, prepare
-from tests.conftest import make_bert, make_inputs
+from tests.conftest import make_bert, make_inputs, seen_in_child
 from tests.recipes.peers import Rectifier, errors, features, nothing_changes
 
 NAMES = ("compile-fp32", "compile-bf16")
@@ -53,6 +54,24 @@ def test_one_graph_answers_every_shape(name, prepared):
     assert errors(result, model, {key: tensor[2:5] for key, tensor in rows.items()}) <= TOLERANCES[name]
     assert errors(result, model, {key: tensor[2:3] for key, tensor in rows.items()}) <= TOLERANCES[name]
     assert graphs() == before
+
+
+ANSWER = """
+from cpuinfer_helpers.recipes import prepare
+from tests.recipes.peers import Rectifier, errors, features
+
+model = Rectifier().eval()
+prepared = prepare("compile-fp32", model, {"features": features()}, verify=False, on_failure="raise")
+print("SEEN", errors(prepared, model, {"features": features(5)}))
+"""
+
+
+@can_compile
+@pytest.mark.skipif("AVX512" not in detect_isa(), reason="needs AVX512, to be held back in the second process")
+def test_what_was_compiled_for_other_instructions_is_not_run_from_the_cache(tmp_path):
+    for level in ("avx512", "avx2"):
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": level}
+        assert seen_in_child("-c", ANSWER, **cache) <= TOLERANCES["compile-fp32"], level
 
 
 @can_compile
