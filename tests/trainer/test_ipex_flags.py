@@ -9,11 +9,13 @@ import pytest
 
 from cpuinfer_helpers.recipes import get_recipe
 from tests.conftest import seen_in_child
+from tests.isa import NO_BF16_KERNELS_IN_IPEX, needs_bf16_kernels_in_ipex
 
 WHY_NOT = get_recipe("ipex-fp32").why_not
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
 # FP32: the same sums in another order. BF16 keeps 8 bits of each number; logits here are below 1.
 LARGEST = {"": 1e-5, "bf16": 2e-2, "bf16_full_eval": 2e-2}
+FLAGS = [pytest.param(flag, marks=needs_bf16_kernels_in_ipex if flag else ()) for flag in LARGEST]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def seen() -> dict[str, Any]:
     return seen_in_child(str(Path(__file__).with_name("ipex_scenarios.py")))
 
 
-@pytest.mark.parametrize("flag", LARGEST)
+@pytest.mark.parametrize("flag", FLAGS)
 def test_with_jit_a_trace_of_ipex_answers(seen: dict[str, Any], flag: str) -> None:
     found = seen["ours"][flag]
     receipt = found["receipt"]
@@ -31,7 +33,7 @@ def test_with_jit_a_trace_of_ipex_answers(seen: dict[str, Any], flag: str) -> No
     assert set(receipt["linear_dtypes"]) == {"bfloat16" if flag else "float32"}
 
 
-@pytest.mark.parametrize("flag", LARGEST)
+@pytest.mark.parametrize("flag", FLAGS)
 def test_without_jit_the_kernels_of_ipex_answer(seen: dict[str, Any], flag: str) -> None:
     found = seen["untraced"][flag]
     receipt = found["receipt"]
@@ -39,6 +41,16 @@ def test_without_jit_the_kernels_of_ipex_answer(seen: dict[str, Any], flag: str)
     assert found["metrics"]["test_jit_traced"] is False
     assert found["metrics"]["test_jit_recipe"] == f"ipex-untraced-{'bf16' if flag else 'fp32'}"
     assert found["error"] < LARGEST[flag] and (not flag or found["error"] > 1e-5)
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif(NO_BF16_KERNELS_IN_IPEX is None, reason="IPEX has BF16 kernels here")
+@pytest.mark.parametrize(("part", "recipe"), [("ours", "torchscript-bf16"), ("untraced", "eager-bf16")])
+@pytest.mark.parametrize("flag", ["bf16", "bf16_full_eval"])
+def test_without_bf16_kernels_others_answer_and_say_why(seen: dict[str, Any], part: str, recipe: str, flag: str):
+    found = seen[part][flag]
+    assert found["metrics"]["test_jit_recipe"] == recipe and found["error"] < LARGEST[flag]
+    assert NO_BF16_KERNELS_IN_IPEX in found["receipt"]["reason"]
 
 
 @pytest.mark.parametrize("part", ["ours", "untraced"])
