@@ -104,7 +104,8 @@ SEES = "import os; assert (os.environ['ONEDNN_MAX_CPU_ISA'], os.environ['ATEN_CP
 
 @pytest.fixture
 def capable(monkeypatch):
-    machine = replace(check.machine_report(), isa=("AVX2", "AVX512"))
+    versions = {"torch": "2.8.0", "transformers": "4.52.4"}
+    machine = replace(check.machine_report(), isa=("AVX2", "AVX512"), versions=versions)
     monkeypatch.setattr(check, "machine_report", lambda: machine)
     for name in check.AVX2_ONLY:
         monkeypatch.delenv(name, raising=False)

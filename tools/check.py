@@ -41,8 +41,8 @@ TEST_ENVIRONMENT = {
 }
 # PyTorch's and IPEX's own loops; oneDNN, wherever it is built in; OpenVINO. Each reads its variable when it is loaded.
 AVX2_ONLY = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"}
-# On fusions, BF16 and INT8: what they show differs most from one CPU to another.
-NOTEBOOKS_ON_AVX2 = ("04-", "05-", "08-")
+# On fusions, BF16 and INT8: what they show differs most from one CPU to another. Without IPEX, BF16 stands for all.
+NOTEBOOKS_ON_AVX2 = {"guide": ("04-", "05-", "08-"), "current": ("05-",)}
 
 _printing = Lock()
 
@@ -138,8 +138,8 @@ def _run_quietly(step: Step) -> Outcome:
 
 def steps_of(parts: Sequence[str], avx2: bool) -> tuple[list[Step], list[Step]]:
     """What runs one after the other, and then the notebooks, which run side by side."""
-    found = notebooks(parts or (NOTEBOOKS_ON_AVX2 if avx2 else ()))
-    chosen = [notebook_step(path) for path in found]
+    usual = NOTEBOOKS_ON_AVX2.get(machine_report().stack, ("",)) if avx2 else ()
+    chosen = [notebook_step(path) for path in notebooks(parts or usual)]
     if avx2:
         return [] if parts else avx2_steps(), [on_avx2(step) for step in chosen]
     return [] if parts else unit_steps(), chosen
