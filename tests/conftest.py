@@ -118,12 +118,27 @@ def new_inputs() -> Callable[..., dict[str, torch.Tensor]]:
     return make_inputs
 
 
+# What accelerate leaves for processes that it would start: every Trainer after it, here or in a child, heeds it.
+ACCELERATES_OWN = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_IPEX")
+
+
+@pytest.fixture(autouse=True)
+def environment_of_accelerate_kept() -> Iterator[None]:
+    """A Trainer in BF16 must not decide what a later test's runs in."""
+    before = {name: os.environ.get(name) for name in ACCELERATES_OWN}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def new_accelerate_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What one Trainer asks accelerate for decides what the next one runs, so tests of Trainers begin anew."""
     from accelerate.state import AcceleratorState
 
-    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_IPEX"):
+    for name in ACCELERATES_OWN:
         monkeypatch.delenv(name, raising=False)
     AcceleratorState._reset_state(True)
     yield

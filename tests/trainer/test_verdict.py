@@ -13,6 +13,7 @@ from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.trainer import verify_trainer
 
+pytestmark = pytest.mark.usefixtures("new_accelerate_state")
 OLD = hasattr(transformers.Trainer, "torch_jit_model_eval")
 BF16 = "BF16" if machine_report().bf16_native else "BF16, emulated"
 
