@@ -44,7 +44,7 @@ TEST_ENVIRONMENT = {
 # PyTorch's and IPEX's own loops; oneDNN, wherever it is built in; OpenVINO. Each reads its variable when it is loaded.
 AVX2_ONLY = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"}
 # On fusions, BF16 and INT8: what they show differs most from one CPU to another. Without IPEX, BF16 stands for all.
-NOTEBOOKS_ON_AVX2 = {"guide": ("04-", "05-", "08-"), "current": ("05-",)}
+NOTEBOOKS_ON_AVX2 = {"guide": ("04-", "05-", "07-", "08-"), "current": ("05-",)}
 
 _printing = Lock()
 
