@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.copies import untouched
-from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.outputs import OutputSpec, take_apart
 from cpuinfer_helpers.signature import BoundInputs, argument_names
-from cpuinfer_helpers.verification import run_seeded
 
 
 class NamedInputs(torch.nn.Module):
@@ -56,19 +53,3 @@ def named_inputs(model: torch.nn.Module, inputs: BoundInputs) -> NamedInputs:
     adapter = type("NamedInputs", (NamedInputs,), {"forward": forward})(model, constants)
     adapter.training = False
     return adapter
-
-
-def eager_answers(model: torch.nn.Module, inputs: BoundInputs) -> dict[str, torch.Tensor]:
-    """The model's own answers to the inputs, as named tensors; none if its output holds no tensor.
-
-    Raises
-    ------
-    InputError
-        If the model cannot run them.
-    """
-    try:
-        return run_seeded(lambda tensors: untouched(model)(**tensors, **inputs.constants), inputs.tensors)
-    except TraceError:
-        return {}
-    except Exception as error:  # the user's model and inputs may fail in any way; the message carries it
-        raise InputError(f"{type(model).__name__} itself cannot run example_inputs: {first_line(error)}") from error

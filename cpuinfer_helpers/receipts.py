@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.restoring import restore
+
+# What is warned of where the model's own Python code asks a traced tensor which way to go, before the place.
+BRANCH = "the example has decided a branch at"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class Receipt(Displayed):
         outcomes = [check.passed for check in self.checks if check.passed is not None]
         return bool(outcomes) and all(outcomes)
 
+    def with_evidence(self, **texts: str) -> Receipt:
+        """The receipt with more of what was seen."""
+        return replace(self, evidence={**self.evidence, **texts})
+
     def to_dict(self) -> dict[str, Any]:
         """The receipt in types that JSON knows."""
         return asdict(self)
@@ -158,6 +165,14 @@ class Receipt(Displayed):
         )
         columns = ("check", "shape", "answers", "largest error", "tolerance", "note")
         return Table(columns=columns, rows=rows, numeric=("largest error", "tolerance"))
+
+    def branches_text(self) -> str:
+        """A note on branches of the model's own code that the example has decided; empty if there are none."""
+        places = [warning.partition(BRANCH)[2].strip() for warning in self.warnings if BRANCH in warning]
+        if not places:
+            return ""
+        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+        return f"; {BRANCH} {', '.join(places[:2])}{more}"
 
     def _runs_text(self) -> str:
         if self.runs:

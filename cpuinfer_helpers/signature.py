@@ -95,7 +95,7 @@ def bind_inputs(model: torch.nn.Module, example_inputs: object) -> BoundInputs:
     Raises
     ------
     InputError
-        If there are none, a key is not an argument of the model, a value cannot be used, or batch sizes differ.
+        If there are none, a key is not an argument of the model, a value cannot be used, or a tensor has no rows.
     """
     if not isinstance(example_inputs, Mapping):
         raise InputError(
@@ -114,7 +114,7 @@ def bind_inputs(model: torch.nn.Module, example_inputs: object) -> BoundInputs:
                 "texts and truth values as constants. Use return_tensors='pt' with a tokenizer"
             )
     _check_names(model, given)
-    _check_batch_sizes(tensors)
+    _check_batches(tensors)
     return BoundInputs({name: tensor.detach().clone() for name, tensor in tensors.items()}, constants)
 
 
@@ -154,15 +154,9 @@ def _unpacked_typed_dict(annotation: object) -> Any:
     return None
 
 
-def _check_batch_sizes(tensors: Mapping[str, torch.Tensor]) -> None:
-    first_name, first = next(iter(tensors.items()))
+def _check_batches(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dim() == 0:
             raise InputError(f"example_inputs[{name!r}] is a single number; every tensor needs a batch dimension first")
-        if tensor.shape[0] != first.shape[0]:
-            raise InputError(
-                f"batch sizes differ: {first_name} has {first.shape[0]} rows, "
-                f"{name} has {tensor.shape[0]}; give as many of each"
-            )
         if tensor.shape[0] == 0:
             raise InputError(f"example_inputs[{name!r}] has no rows; give at least one")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,15 +15,21 @@ import torch._functorch.vmap
 from torch.overrides import TorchFunctionMode
 
 from cpuinfer_helpers.errors import TraceError
+from cpuinfer_helpers.receipts import BRANCH
 
 _RANDOM = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.randn_like, torch.rand_like)
 _FROM_NUMBERS = (torch.tensor, torch.as_tensor)
 _NONZERO = (torch.nonzero, torch.Tensor.nonzero)
+# What Python asks a tensor before it takes one way or the other. Whole numbers are sizes as a rule.
+_DECISIONS = (torch.Tensor.__bool__, torch.Tensor.item)
+_OF_LIBRARIES = ("torch", "transformers", "cpuinfer_helpers")
 _SCATTERS = (torch.scatter, torch.Tensor.scatter, torch.Tensor.scatter_)
 
 
 @contextmanager
-def traceable_operators(*, random_is_constant: bool = False, experts: int | None = None) -> Iterator[None]:
+def traceable_operators(
+    *, random_is_constant: bool = False, experts: int | None = None, own_code: Container[str] = ()
+) -> Iterator[None]:
     """Have what is traced inside written down as plain operators; everything is put back afterwards.
 
     Parameters
@@ -32,6 +40,8 @@ def traceable_operators(*, random_is_constant: bool = False, experts: int | None
     experts
         Number of experts of a mixture: a loop over those that the tokens have hit, ``for expert in hit.nonzero()``,
         goes over all of them; one that no token has hit adds nothing. A trace holds the loop for its own example.
+    own_code
+        Names of the modules whose branches are told: each that the example decides gives a TracerWarning of ours.
 
     Notes
     -----
@@ -62,7 +72,7 @@ def traceable_operators(*, random_is_constant: bool = False, experts: int | None
     for owner, name, value in replaced:
         setattr(owner, name, value)
     try:
-        with _Replaced(random_is_constant, experts):
+        with _Replaced(random_is_constant, experts, own_code):
             yield
     finally:
         for (owner, name, _), value in zip(replaced, before, strict=True):
@@ -72,12 +82,15 @@ def traceable_operators(*, random_is_constant: bool = False, experts: int | None
 class _Replaced(TorchFunctionMode):
     """Hands other values to some operators, or takes their place; see :func:`traceable_operators`."""
 
-    def __init__(self, random_is_constant: bool, experts: int | None) -> None:
+    def __init__(self, random_is_constant: bool, experts: int | None, own_code: Container[str]) -> None:
         super().__init__()
+        self.own_code = own_code
         self.experts = experts
         self.random_is_constant = random_is_constant
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DECISIONS and torch.jit.is_tracing() and not (func is torch.Tensor.item and _is_whole(args[0])):
+            _warn_of_branch(self.own_code)
         if func in _SCATTERS:
             args = tuple(int(value) if isinstance(value, bool) else value for value in args)
             kwargs = {name: int(v) if isinstance(v, bool) else v for name, v in (kwargs or {}).items()}
@@ -92,6 +105,32 @@ class _Replaced(TorchFunctionMode):
             every = _not_traced(torch.arange, (self.experts,), {})
             return (every,) if (kwargs or {}).get("as_tuple") else every[:, None]
         return func(*args, **(kwargs or {}))
+
+
+def own_code_of(model: torch.nn.Module) -> frozenset[str]:
+    """Names of the modules in which a model's classes stand, without PyTorch's."""
+    classes = {kind for part in model.modules() for kind in type(part).__mro__}
+    return frozenset(kind.__module__ for kind in classes if kind.__module__.partition(".")[0] != "torch")
+
+
+def _warn_of_branch(own_code: Container[str]) -> None:
+    """Tell the place, if it is the model's own code, or its user's, that has asked."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and _library(frame) in ("torch", "cpuinfer_helpers"):
+        frame = frame.f_back
+    if frame is None or (_library(frame) in _OF_LIBRARIES and frame.f_globals.get("__name__") not in own_code):
+        return
+    path, line = frame.f_code.co_filename, frame.f_lineno
+    text = f"{BRANCH} {os.path.basename(path)}:{line}"
+    warnings.warn_explicit(text, torch.jit.TracerWarning, path, line)
+
+
+def _library(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
 
 
 def _is_list_of_sizes(tensor: torch.Tensor) -> bool:

@@ -12,13 +12,16 @@ import torch
 
 from cpuinfer_helpers.artifacts import MODULE_FILE, kind_of, new_artifact, read_manifest
 from cpuinfer_helpers.display import Displayed, Table
-from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.equality import Valid, difference
+from cpuinfer_helpers.errors import ArtifactError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.reference import run_seeded
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
-from cpuinfer_helpers.verification import CALLS_PER_CHECK, Valid, largest_error, run_seeded, tolerance_for
+from cpuinfer_helpers.sizes import ANY_SIZE, Sizes, read_sizes
+from cpuinfer_helpers.verification import CALLS_PER_CHECK
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -40,8 +43,8 @@ class TracedModel(Displayed):
         What was requested and what was seen.
     config
         The model's configuration, as ``model.config``; None for models without one and after :meth:`load`.
-    fixed_sizes : dict of str to torch.Size
-        Sizes of a row, by input, that calls must have, because the trace is right for these only: images of one size.
+    sizes : Sizes
+        Which sizes of the inputs were compared with the model; calls with others are refused.
     probe : dict of str to Tensor
         The example, and the model's own answers to it.
     """
@@ -59,7 +62,7 @@ class TracedModel(Displayed):
         receipt: Receipt,
         probe: Mapping[str, torch.Tensor],
         config: Any = None,
-        fixed_sizes: Mapping[str, torch.Size] | None = None,
+        sizes: Sizes = ANY_SIZE,
     ) -> None:
         self.module = module
         self.receipt = receipt
@@ -71,7 +74,7 @@ class TracedModel(Displayed):
         self._spec = spec
         self._build = builder(spec) if spec else None
         self.probe = probe
-        self.fixed_sizes = dict(fixed_sizes or {})
+        self.sizes = sizes
 
     @property
     def traced(self) -> bool:
@@ -82,6 +85,11 @@ class TracedModel(Displayed):
     def reason(self) -> str | None:
         """Why the eager model answers, or None."""
         return self.receipt.reason
+
+    @property
+    def fixed_sizes(self) -> dict[str, torch.Size]:
+        """Sizes of a row that calls must have, of the inputs of which no dimension may vary: images of one size."""
+        return self.sizes.fixed
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -104,28 +112,18 @@ class TracedModel(Displayed):
         ------
         InputError
             If an input is missing, is not one of the trace's, or is a constant with another value than the traced one;
-            or is an image of another size, where the trace holds for one size only.
+            or has a size beyond those at which the trace was compared with the model.
         """
         if self.module is None:
             with torch.no_grad():
                 return self._model(**{**self._inputs.constants, **inputs})
         if inputs.keys() != self._names:
             inputs = self._inputs.only_tensors(inputs)
-        if self.fixed_sizes:
-            self._refuse_other_sizes(inputs)
+        self.sizes.refuse_others(inputs)
         with torch.no_grad():
             if self._positional:
                 return self._build(self.module(*(inputs[name] for name in self._names)))
             return self._build(self.module(**inputs))
-
-    def _refuse_other_sizes(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        for name, size in self.fixed_sizes.items():
-            if inputs[name].shape[1:] != size:
-                given, wanted = (" x ".join(map(str, sizes)) for sizes in (inputs[name].shape[1:], size))
-                raise InputError(
-                    f"each row of {name} is {given}; this trace gives the model's answers on {wanted} only: resize the "
-                    "images, or trace with each_shape=True"
-                )
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trace, its manifest and a probe to a folder, whole or not at all.
@@ -155,7 +153,7 @@ class TracedModel(Displayed):
             raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
         manifest = self._manifest() | {
             "output": self._spec.to_dict(),
-            "fixed_sizes": {name: list(size) for name, size in self.fixed_sizes.items()},
+            "sizes": self.sizes.to_dict(),
         }
         with new_artifact(directory, self._kind, manifest) as folder:
             write_module(self.module, folder / MODULE_FILE)
@@ -223,7 +221,7 @@ class TracedModel(Displayed):
             spec=OutputSpec.from_dict(manifest["output"]),
             receipt=Receipt.from_dict(manifest["receipt"]),
             probe=probe,
-            fixed_sizes={name: torch.Size(size) for name, size in manifest.get("fixed_sizes", {}).items()},
+            sizes=read_sizes(manifest, inputs),
         )
 
     def __str__(self) -> str:
@@ -232,7 +230,8 @@ class TracedModel(Displayed):
             return f"{name}: NOT traced, the eager model answers, because {self.reason}"
         how = "traced and frozen" if self.receipt.frozen else "traced"
         checked = "verified" if self.receipt.verified else "not verified"
-        return f"{name}: {how}, {checked} ({self.receipt.checks_summary()}), takes {', '.join(self.input_names)}"
+        text = f"{name}: {how}, {checked} ({self.receipt.checks_summary()}), takes {', '.join(self.input_names)}"
+        return text + self.receipt.branches_text()
 
     def table(self) -> Table:
         """The receipt's table."""
@@ -263,7 +262,7 @@ def run_probe(
     folder, advice
         Where it was loaded from, and what to do if it differs, for the message.
     valid
-        Positions to compare, as for :func:`~cpuinfer_helpers.verification.compare_answers`; all unless given.
+        Positions to compare, as for :func:`~cpuinfer_helpers.equality.difference`; all unless given.
     precision, tolerance
         As for :func:`~cpuinfer_helpers.verification.verify`.
 
@@ -282,12 +281,16 @@ def run_probe(
         if not expected or not expected.keys() <= seen.keys():
             raise ArtifactError(f"{folder}: the probe does not fit the model, which returns {', '.join(seen)}")
         for name, wanted in expected.items():
-            error_size = largest_error(wanted, seen[name], valid)
-            allowed = tolerance_for(wanted, valid, precision, tolerance)
-            if not error_size <= allowed:
+            if seen[name].shape != wanted.shape:
                 raise ArtifactError(
-                    f"{folder}: on call {call} {name} differs from the model's by {error_size:.1e} "
-                    f"(tolerance {allowed:.1e}); {advice}"
+                    f"{folder}: on call {call} {name} has shape {list(seen[name].shape)}, not {list(wanted.shape)}; "
+                    f"{advice}"
+                )
+            found = difference(wanted, seen[name], valid, precision, tolerance)
+            if not found.passed:
+                raise ArtifactError(
+                    f"{folder}: on call {call} {name} differs from the model's by {found.error:.1e} "
+                    f"(tolerance {found.allowed:.1e}); {advice}"
                 )
 
 

@@ -13,26 +13,24 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers import graph
-from cpuinfer_helpers.adapter import NamedInputs, eager_answers, named_inputs
+from cpuinfer_helpers.adapter import NamedInputs, named_inputs
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.each_shape import ShapeTrace, TracedEachShape
 from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
-from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
-from cpuinfer_helpers.traceable import number_of_experts, traceable_operators, without_loops_over_experts
-from cpuinfer_helpers.traced_model import TracedModel
-from cpuinfer_helpers.verification import (
-    Variation,
-    far_variations,
-    largest_error,
-    run_seeded,
-    same_shape_variations,
-    tolerance_for,
-    verify,
-    with_padding,
+from cpuinfer_helpers.reference import Reference
+from cpuinfer_helpers.signature import BoundInputs, argument_names
+from cpuinfer_helpers.traceable import (
+    number_of_experts,
+    own_code_of,
+    traceable_operators,
+    without_loops_over_experts,
 )
+from cpuinfer_helpers.traced_model import TracedModel
+from cpuinfer_helpers.variations import Question, same_shape_plan, with_padding
+from cpuinfer_helpers.verification import Verification, verify
 
 __all__ = ["TracedModel", "frozen_trace", "trace_model"]
 
@@ -68,8 +66,10 @@ def trace_model(
         Inline the weights as constants, which most fusions need. Doubles the memory for weights while the eager model
         lives.
     verify
-        Compare with the eager model on other batch sizes, shorter and longer sequences, paddings, and with other
-        tokens under the padding, three calls each.
+        Compare with the eager model on other batch sizes, every dimension shorter, longer and far longer, other
+        contents, paddings, and other tokens under the padding, three calls each
+        (:func:`~cpuinfer_helpers.variations.plan`). A call with a size beyond those that were compared is an
+        InputError.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a TraceError.
     each_shape
@@ -97,12 +97,10 @@ def trace_model(
     """
     _check_choice("input_style", input_style, _INPUT_STYLES)
     _check_choice("on_failure", on_failure, _ON_FAILURE)
-    check_model(model)
-    inputs = bind_inputs(model, example_inputs)
-    expected = eager_answers(model, inputs)
-    job = _Job(model, inputs, input_style, freeze, verify, expected)
+    job = _Job(Reference.of(model, example_inputs), input_style, freeze, verify)
     try:
-        return job.run_each_shape() if each_shape else job.run()
+        with torch.inference_mode(False):
+            return job.run_each_shape() if each_shape else job.run()
     except TraceError as error:
         if on_failure == "raise":
             raise
@@ -123,7 +121,7 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
     recorded: list[str] = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
-        with traceable_operators(experts=number_of_experts(model)):
+        with traceable_operators(experts=number_of_experts(model), own_code=own_code_of(model)):
             module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
         module = torch.jit.freeze(module)
     return module, tuple(dict.fromkeys(recorded))
@@ -133,12 +131,10 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
 class _Job:
     """One request to trace a model: carries what is seen on the way into the receipt."""
 
-    model: torch.nn.Module
-    inputs: BoundInputs
+    reference: Reference
     input_style: str
     freeze: bool
     verify: bool
-    expected: dict[str, torch.Tensor]
     padded: bool = False
     warnings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
@@ -156,17 +152,25 @@ class _Job:
         if self.padded:
             self.requested["traced with"] = "padding in the example"
 
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.reference.model
+
+    @property
+    def inputs(self) -> BoundInputs:
+        return self.reference.inputs
+
     def run(self) -> TracedModel:
-        self._refuse_wrong_order()
-        self._refuse_random_answers()
+        self._refuse_unlike_answers()
         adapter = named_inputs(self._traceable(), self.inputs)
         module = self._trace(adapter)
         traced = self._result(module, adapter.spec, self._receipt(module, adapter.spec))
         if self.verify:
-            self._compare(traced)
-            self._refuse_differences()
-            traced.receipt = replace(traced.receipt, checks=self.checks)
-            self._look_far(traced)
+            found = self._compared(traced)
+            traced.sizes = found.sizes
+            traced.receipt = replace(traced.receipt, checks=found.checks)
+            if found.kept_to_size:
+                traced.receipt = traced.receipt.with_evidence(sizes=found.kept_to_size)
         return traced
 
     def run_each_shape(self) -> TracedModel:
@@ -180,15 +184,14 @@ class _Job:
                     raise
                 reason = reason or str(error)
                 continue
-            if not single.fixed_sizes:
+            if "sizes" not in single.receipt.evidence:
                 return single
             reason = single.receipt.evidence["sizes"]
             break
         return self._by_shape(reason)
 
     def _by_shape(self, reason: str) -> TracedEachShape:
-        self._refuse_wrong_order()
-        self._refuse_random_answers()
+        self._refuse_unlike_answers()
         trace = self._first_right_at_shape()
         shape = tuple(tensor.shape for tensor in self.inputs.tensors.values())
         receipt = self._receipt(trace.module, trace.spec)
@@ -196,15 +199,15 @@ class _Job:
             traces={shape: trace},
             make=lambda tensors: self._again(tensors)._first_right_at_shape(),
             inputs=self.inputs,
-            receipt=replace(receipt, evidence={"no single trace": reason}),
+            receipt=receipt.with_evidence(**{"no single trace": reason}),
             model=self.model,
-            config=_config(self.model),
+            config=self.reference.config,
         )
 
     def _ways(self) -> Iterator[_Job]:
         """This job, and the same with padding in what is traced, for models that look whether there is any."""
         yield self
-        if with_padding(_config(self.model), self.inputs.tensors) is not None:
+        if with_padding(self.reference.config, self.inputs.tensors) is not None:
             yield replace(self, padded=True)
 
     def _first_right_at_shape(self) -> ShapeTrace:
@@ -223,39 +226,21 @@ class _Job:
         module = self._trace(adapter)
         # What runs was looked at in the first trace; this is made while somebody waits for an answer.
         traced = self._result(module, adapter.spec, Receipt(self.requested, script_module=True))
-        self._compare(traced, same_shape_variations(_config(self.model), self.inputs.tensors))
-        self._refuse_differences()
+        self._compared(traced, same_shape_plan(self.reference.config, self.inputs.tensors))
         return ShapeTrace(module, adapter.spec, traced.probe, self.checks)
 
     def _again(self, tensors: dict[str, torch.Tensor]) -> _Job:
         """The same request for inputs of another shape."""
-        inputs = BoundInputs(tensors, self.inputs.constants)
-        expected = eager_answers(self.model, inputs)
-        return _Job(self.model, inputs, self.input_style, self.freeze, self.verify, expected)
+        reference = Reference(self.model, BoundInputs(tensors, self.inputs.constants))
+        return _Job(reference, self.input_style, self.freeze, self.verify)
 
-    def _compare(self, traced: TracedModel, planned: Iterable[Variation] | None = None) -> None:
-        config, example = _config(self.model), self.inputs.tensors
-        self.checks = verify(
-            lambda tensors: traced(**tensors), self._reference, config, example, planned=planned, other_seeds=True
-        )
-
-    def _look_far(self, traced: TracedModel) -> None:
-        """Check sizes far from the example's; a trace that is wrong on other images only is kept for its own size."""
-        close = self.checks
-        self._compare(traced, far_variations(_config(self.model), self.inputs.tensors))
-        failed = [check for check in self.checks if check.passed is False]
-        image = "pixel_values" in self.inputs.tensors and bool(failed) and "image" in failed[0].name
-        far, self.checks = self.checks, (*close, *self.checks)
-        if not image:
-            self._refuse_differences()
-            traced.receipt = replace(traced.receipt, checks=self.checks)
-            return
-        size = self.inputs.tensors["pixel_values"].shape[1:]
-        traced.fixed_sizes = {"pixel_values": size}
-        self.checks = (*close, *(replace(check, passed=None) for check in far if check.passed is False))
-        text = f"only {' x '.join(map(str, size))}: on {failed[0].name!r} it does not give the model's answers"
-        evidence = {**traced.receipt.evidence, "sizes": text}
-        traced.receipt = replace(traced.receipt, checks=self.checks, evidence=evidence)
+    def _compared(self, traced: TracedModel, questions: Iterable[Question] | None = None) -> Verification:
+        """What the comparison has found; TraceError where an answer is not the model's."""
+        found = verify(lambda tensors: traced(**tensors), self.reference, questions=questions)
+        self.checks = found.checks
+        if found.difference:
+            raise TraceError(found.difference.replace("it does not", "the trace does not", 1))
+        return found
 
     def fallback(self, reason: str) -> TracedModel:
         return self._result(None, None, self._receipt(None, None, reason))
@@ -268,7 +253,7 @@ class _Job:
         return model
 
     def _trace(self, adapter: NamedInputs) -> torch.jit.ScriptModule:
-        tensors = with_padding(_config(self.model), self.inputs.tensors) if self.padded else self.inputs.tensors
+        tensors = with_padding(self.reference.config, self.inputs.tensors) if self.padded else self.inputs.tensors
         by_name = {"example_kwarg_inputs": tensors}
         by_position = {"example_inputs": tuple(tensors.values())}
         arguments = by_position if self.input_style == "tuple" else by_name
@@ -276,8 +261,8 @@ class _Job:
         started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
-                experts = number_of_experts(self.model)
-                with traceable_operators(random_is_constant=self.verify, experts=experts):
+                experts, own = number_of_experts(self.model), own_code_of(self.model)
+                with traceable_operators(random_is_constant=self.verify, experts=experts, own_code=own):
                     module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
                 if self.freeze:
                     module = torch.jit.freeze(module)
@@ -301,7 +286,7 @@ class _Job:
             script_module=module is not None,
             frozen=self.freeze and module is not None and not any(True for _ in module.parameters()),
             **self._observed(module),
-            attention_implementation=getattr(_config(self.model), "_attn_implementation", None),
+            attention_implementation=getattr(self.reference.config, "_attn_implementation", None),
             isa=detect_isa(),
             threads=torch.get_num_threads(),
             versions=installed_versions(),
@@ -327,25 +312,28 @@ class _Job:
 
     def _result(self, module: torch.jit.ScriptModule | None, spec: OutputSpec | None, receipt: Receipt) -> TracedModel:
         probe = {f"input.{name}": tensor for name, tensor in self.inputs.tensors.items()}
-        kept = spec.tensor_names() if spec else ()
-        probe |= {f"output.{name}": self.expected[name] for name in kept if name in self.expected}
+        kept, expected = spec.tensor_names() if spec else (), self.reference.expected
+        probe |= {f"output.{name}": expected[name] for name in kept if name in expected}
         return TracedModel(
             module=module,
-            model=None if module is not None else self.model,
+            model=None if module is not None else self.reference.eager(),
             inputs=self.inputs,
             spec=spec,
             receipt=receipt,
             probe=probe,
-            config=_config(self.model),
+            config=self.reference.config,
         )
 
     def _left_out(self, spec: OutputSpec) -> tuple[str, ...]:
         kept = set(spec.tensor_names())
-        missing = (name.split(".")[0] for name in self.expected if name not in kept)
+        missing = (name.split(".")[0] for name in self.reference.expected if name not in kept)
         return tuple(dict.fromkeys((*spec.left_out(), *missing)))
 
-    def _reference(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        return untouched(self.model)(**inputs, **self.inputs.constants)
+    def _refuse_unlike_answers(self) -> None:
+        """Raise where tensors would go to other arguments, or the model's answers cannot be compared."""
+        self._refuse_wrong_order()
+        if self.verify and self.reference.why_not_comparable:
+            raise TraceError(self.reference.why_not_comparable)
 
     def _refuse_wrong_order(self) -> None:
         if self.input_style != "tuple":
@@ -358,26 +346,6 @@ class _Job:
                     f"input_style='tuple' hands tensors over by position: {given!r}, number {position}, would be taken "
                     f"as {taken!r}; order them as {type(self.model).__name__}.forward does, or use input_style='kwargs'"
                 )
-
-    def _refuse_random_answers(self) -> None:
-        if not self.verify:
-            return
-        again = run_seeded(self._reference, self.inputs.tensors, seed=1)
-        for name, wanted in self.expected.items():
-            if largest_error(wanted, again[name]) > tolerance_for(wanted):
-                raise TraceError(
-                    f"the model itself gives other answers ({name}) to the same inputs under another random seed, "
-                    "so no trace of it can be verified"
-                )
-
-    def _refuse_differences(self) -> None:
-        failed = [check for check in self.checks if check.passed is False]
-        if failed:
-            check = failed[0]
-            size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
-            raise TraceError(
-                f"the trace does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
-            )
 
 
 class _Collector(logging.Handler):
@@ -410,10 +378,6 @@ def _record_warnings(messages: list[str]) -> Iterator[None]:
             yield
         finally:
             messages.extend(f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught)
-
-
-def _config(model: torch.nn.Module) -> Any:
-    return getattr(model, "config", None)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -372,7 +372,8 @@ def test_bad_models_and_inputs_are_named(bert, bert_inputs, new_bert):
     partly = new_bert()
     partly.bert.encoder.layer[1].train()
     script = torch.jit.trace(torch.nn.Identity(), torch.ones(1))
-    unequal = {**bert_inputs, "attention_mask": bert_inputs["attention_mask"][:1]}
+    three_rows = bert_inputs["token_type_ids"][:1].repeat(3, 1)
+    unequal = {**bert_inputs, "token_type_ids": three_rows}
     cases = [
         (training, bert_inputs, "training mode"),
         (partly, bert_inputs, r"training mode \(bert.encoder.layer.1"),
@@ -382,7 +383,7 @@ def test_bad_models_and_inputs_are_named(bert, bert_inputs, new_bert):
         (bert, bert_inputs["input_ids"], "mapping"),
         (bert, {**bert_inputs, "pixel_values": torch.ones(2, 3)}, "'pixel_values', which BertForQuestionAnswering"),
         (bert, {"input_ids": bert_inputs["input_ids"].tolist()}, "no tensor|is a list"),
-        (bert, unequal, "input_ids has 2 rows, attention_mask has 1|attention_mask has 1"),
+        (bert, unequal, "batch sizes differ: input_ids has 2 rows, token_type_ids has 3"),
         (bert, {"input_ids": torch.tensor(3)}, "batch dimension"),
         (bert, {"input_ids": torch.full((1, 4), 999)}, "itself cannot run"),
     ]

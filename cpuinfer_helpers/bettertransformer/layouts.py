@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import gelu, relu
 
 from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.recipes.copies import has_own_code
 
 # What each part does, in the order in which the layer uses them; norm1 belongs to the attention, norm2 to the rest.
 LINEARS = ("query", "key", "value", "out", "linear1", "linear2")
@@ -174,8 +175,17 @@ def _refuse_settings(layer: torch.nn.Module) -> None:
 
 def _refuse_hooks(layer: torch.nn.Module) -> None:
     for name, part in layer.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise RecipeError(f"{type(layer).__name__} has forward hooks on {name or 'itself'}; remove them first")
+        code = has_own_code(part) or _forward_outside_transformers(part)
+        if code:
+            where = name or "itself"
+            raise RecipeError(f"{type(layer).__name__} has {code} on {where}, which the fast path would lose")
+
+
+def _forward_outside_transformers(part: torch.nn.Module) -> str | None:
+    """Whether a class of somebody else's changes what one of transformers computes."""
+    origin = type(part).forward.__module__.partition(".")[0]
+    of_transformers = any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
+    return f"a forward of {type(part).__name__}'s own" if of_transformers and origin != "transformers" else None
 
 
 def _check_sizes(kind: str, linears: dict[str, torch.nn.Linear], norms: dict[str, torch.nn.LayerNorm]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.verification import Valid, largest_error, valid_for, valid_positions
+from cpuinfer_helpers.equality import Valid, largest_error, valid_for
+from cpuinfer_helpers.variations import valid_positions
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -30,9 +30,9 @@ from cpuinfer_helpers.machine import freed_memory_kept
 from cpuinfer_helpers.mixed_lengths import measure_mixed_lengths
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe, prepare
-from cpuinfer_helpers.recipes.preparation import difference, verify_prepared
+from cpuinfer_helpers.recipes.preparation import verify_prepared
+from cpuinfer_helpers.reference import Reference, run_seeded
 from cpuinfer_helpers.timing import count_flops, measure, roofline, seconds_of
-from cpuinfer_helpers.verification import run_seeded
 
 # What the first calls cost is looked at for so many of them: plans are made by the third (FACTS: two to three calls).
 _FIRST_CALLS = 6
@@ -143,11 +143,11 @@ class Worker:
 
     def verify(self, tolerance: float | None) -> dict[str, Any]:
         """Compare with the original on other batch sizes, lengths and paddings, then let go of it."""
-        model = self.content.pop("model")
-        checks = verify_prepared(self.prepared, model, precision=self.recipe.precision, tolerance=tolerance)
-        del model
+        reference = Reference.of(self.content.pop("model"), self.content["inputs"])
+        found = verify_prepared(self.prepared, reference, precision=self.recipe.precision, tolerance=tolerance)
+        del reference
         gc.collect()
-        return {"checks": [asdict(check) for check in checks], "difference": difference(checks)}
+        return {"checks": [asdict(check) for check in found.checks], "difference": found.difference}
 
     def metric(self) -> dict[str, Any]:
         """What the user's own metric says of the prepared model."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from cpuinfer_helpers.compare.agreement import valid_positions
 from cpuinfer_helpers.compare.children import Child, ChildLost
 from cpuinfer_helpers.compare.comparing import check_threads
 from cpuinfer_helpers.compare.comparison import SUCCESSFUL
@@ -18,6 +17,7 @@ from cpuinfer_helpers.compare.memory import private_bytes
 from cpuinfer_helpers.compare.rounds import Rounds, run_rounds
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.compare.transport import write_parcel
+from cpuinfer_helpers.equality import difference
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.families.architectures import FAMILIES, LONGEST
 from cpuinfer_helpers.families.comparison import NOT_PREPARED, FamilyComparison, FamilyResult
@@ -27,7 +27,7 @@ from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.tasks import TASK_NAMES
 from cpuinfer_helpers.timing import Timing
-from cpuinfer_helpers.verification import largest_error, tolerance_for
+from cpuinfer_helpers.variations import valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -257,14 +257,11 @@ class _Job:
         """Against eager FP32 in its own process; ChildLost if beyond the tolerance of the recipe's precision."""
         valid, worst = valid_positions(self.session.inputs), 0.0
         for name, wanted in self.expected.items():
-            error, tolerance = (
-                largest_error(wanted, answers[name], valid),
-                tolerance_for(wanted, valid, recipe.precision),
-            )
-            if not error <= tolerance:
-                how_far = f"{name} differs by {error:.1e}, tolerance {tolerance:.1e}"
+            found = difference(wanted, answers[name], valid, recipe.precision)
+            if not found.passed:
+                how_far = f"{name} differs by {found.error:.1e}, tolerance {found.allowed:.1e}"
                 raise ChildLost(f"{NOT_PREPARED}: it does not give the answers of eager FP32: {how_far}")
-            worst = max(worst, error)
+            worst = max(worst, found.error)
         return worst
 
     def _rounds(self, candidates: Mapping[str, _Candidate]) -> Rounds:

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.equality import difference
 from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.fusion import patterns
 from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES
 from cpuinfer_helpers.fusion.report import FusionReport, fusion_report
 from cpuinfer_helpers.graph import jit_deprecations_ignored, onednn_fusion
 from cpuinfer_helpers.machine import machine_report, no_bf16_kernels
-from cpuinfer_helpers.verification import largest_error, tolerance_for
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -167,8 +167,8 @@ def _prove(pattern: str, precision: str) -> Proof:
     with jit_deprecations_ignored(), optimiser(module, dtype) as prepared, torch.no_grad():
         frozen = torch.jit.freeze(torch.jit.trace(prepared, example_kwarg_inputs=inputs, check_trace=False))
         report = fusion_report(frozen, inputs)
-        error = largest_error(expected, frozen(**inputs))
-    return Proof(pattern, precision, report, error, tolerance_for(expected, precision=precision))
+        found = difference(expected, frozen(**inputs), precision=precision)
+    return Proof(pattern, precision, report, found.error, found.allowed)
 
 
 def _obstacle(backend: str, precision: str) -> str | None:

@@ -14,6 +14,7 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel
 from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.sizes import Sizes
 
 
 class OptimizedModel(Displayed):
@@ -70,6 +71,16 @@ class OptimizedModel(Displayed):
         return self.prepared.config
 
     @property
+    def sizes(self) -> Sizes:
+        """Which sizes of the inputs were compared with the model; calls with others are refused."""
+        return self.prepared.sizes
+
+    @property
+    def fixed_sizes(self) -> dict[str, torch.Size]:
+        """Sizes of a row that calls must have, of the inputs of which no dimension may vary: images of one size."""
+        return self.prepared.fixed_sizes
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the tensors that a call takes."""
         return self.prepared.input_names
@@ -94,7 +105,8 @@ class OptimizedModel(Displayed):
         Raises
         ------
         InputError
-            If an input is missing or unknown, or is a constant with another value.
+            If an input is missing or unknown, is a constant with another value, or has a size beyond those that were
+            compared with the model.
         """
         return self.prepared(**inputs)
 

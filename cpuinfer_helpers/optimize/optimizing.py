@@ -17,12 +17,9 @@ from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.optimize import choices
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.search import Search, emulated_bf16, in_order, metric_holds
-from cpuinfer_helpers.receipts import Check
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, prepare
 from cpuinfer_helpers.recipes.base import PRECISIONS
-from cpuinfer_helpers.recipes.preparation import difference, verify_prepared
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.verification import Variation, valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -160,9 +157,7 @@ class _Job:
                 return self._eager(comparison)
             best = comparison.best()
             try:
-                prepared = self._prepared(by_name[best.recipe], verify=False)
-                checks = (*best.receipt.checks, *self._checked_here(prepared, by_name[best.recipe]))
-                prepared.receipt = replace(prepared.receipt, checks=checks)
+                prepared = self._prepared(by_name[best.recipe])
                 return OptimizedModel(
                     prepared=prepared, comparison=comparison, model=self.model, tolerance=self.tolerance
                 )
@@ -178,7 +173,7 @@ class _Job:
         if name == REFERENCE:
             return self._eager(comparison, remembered=True)
         try:
-            prepared = self._prepared(name, verify=True)
+            prepared = self._prepared(name)
             self._check_metric(prepared)
         except RecipeError as error:
             logger.warning("the remembered choice %s does not hold for this model, measuring anew: %s", name, error)
@@ -197,28 +192,15 @@ class _Job:
             tolerance=self.tolerance,
         )
 
-    def _prepared(self, recipe: str | Recipe, *, verify: bool) -> PreparedModel:
+    def _prepared(self, recipe: str | Recipe) -> PreparedModel:
         return prepare(
             recipe,
             self.model,
             self.inputs,
             calibration=self.calibration,
-            verify=verify,
             tolerance=self.tolerance,
             on_failure="raise",
         )
-
-    def _checked_here(self, prepared: PreparedModel, recipe: Recipe) -> tuple[Check, ...]:
-        """The other process has seen it right on many inputs; this one sees it on the example."""
-        tensors = prepared.inputs.tensors
-        example = Variation("example, in this process", dict(tensors), valid_positions(tensors, prepared.config))
-        checks = verify_prepared(
-            prepared, self.model, precision=recipe.precision, tolerance=self.tolerance, planned=[example]
-        )
-        differs = difference(checks)
-        if differs:
-            raise RecipeError(differs)
-        return checks
 
     def _check_metric(self, prepared: PreparedModel) -> None:
         if self.metric is None:

@@ -14,6 +14,7 @@ import torch
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.saved import as_text
+from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, RecipeError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
 from cpuinfer_helpers.optimize.model import OptimizedModel
@@ -22,10 +23,12 @@ from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes.base import Stored
+from cpuinfer_helpers.reference import Reference
 from cpuinfer_helpers.serialised import read_named_tensors, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.sizes import read_sizes
 from cpuinfer_helpers.traced_model import PROBE_FILE, run_probe, schema
-from cpuinfer_helpers.verification import run_seeded, valid_positions
+from cpuinfer_helpers.variations import valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -39,8 +42,9 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
     recipe, model, prepared = _recipe_of(optimized), optimized.model, optimized.prepared
     if model is None:
         raise ArtifactError("this model was loaded from a folder without its weights; copy that folder")
-    request = Request(recipe.name, recipe.precision, model, prepared.inputs)
-    probe = _probe(model, prepared)
+    request = Request(recipe.name, recipe.precision, untouched(model), prepared.inputs)
+    reference = Reference(model, prepared.inputs)
+    probe = _probe(reference, prepared)
     manifest: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
         "recipe": recipe.name,
@@ -54,6 +58,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
         "receipt": prepared.receipt.to_dict(),
         "reason": optimized.reason,
         "tolerance": optimized.tolerance,
+        "sizes": prepared.sizes.to_dict(),
     }
     with new_artifact(directory, KIND, manifest) as folder:
         manifest["model"] = write_model(model, folder)
@@ -150,12 +155,11 @@ def _known_recipe(name: str, folder: Path) -> Recipe:
     return get_recipe(name)
 
 
-def _probe(model: torch.nn.Module, prepared: PreparedModel) -> dict[str, torch.Tensor]:
+def _probe(reference: Reference, prepared: PreparedModel) -> dict[str, torch.Tensor]:
     """The example, and the eager model's answers to it, without those that no recipe returns, such as a cache."""
-    inputs = prepared.inputs
-    answers = run_seeded(lambda tensors: model(**tensors, **inputs.constants), inputs.tensors)
+    answers = reference.expected
     names = prepared.spec.tensor_names() if prepared.spec else tuple(answers)
-    given = {f"input.{name}": tensor for name, tensor in inputs.tensors.items()}
+    given = {f"input.{name}": tensor for name, tensor in prepared.inputs.tensors.items()}
     return given | {f"output.{name}": answers[name] for name in names}
 
 
@@ -224,6 +228,7 @@ def _restored(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, 
         receipt=Receipt.from_dict(manifest["receipt"]),
         build=build,
         config=read_config(manifest["model"], folder),
+        sizes=read_sizes(manifest, inputs.tensors),
     )
     return _optimized(manifest, folder, prepared, None)
 

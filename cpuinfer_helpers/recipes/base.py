@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.copies import EagerModel
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine import machine_report, version_tuple
 from cpuinfer_helpers.signature import BoundInputs
@@ -34,11 +35,14 @@ class Request:
     precision
         ``fp32``, ``bf16`` or ``int8``.
     model
-        The user's eager model in evaluation mode. A backend never changes it; see :mod:`recipes.copies`.
+        The eager model in evaluation mode: a copy with the user's own parameters, which a backend never changes; see
+        :mod:`recipes.copies`.
     inputs
         Example inputs: tensors by name, and plain values that become constants.
     calibration
         Inputs by name for static quantisation, a few dozen; empty where none were given.
+    make_eager
+        Makes :meth:`eager`'s result, by one who knows whether calls change the model.
     """
 
     recipe: str
@@ -46,6 +50,11 @@ class Request:
     model: torch.nn.Module
     inputs: BoundInputs
     calibration: tuple[dict[str, torch.Tensor], ...] = ()
+    make_eager: Callable[[], EagerModel] | None = None
+
+    def eager(self) -> EagerModel:
+        """The model as it answers eagerly, unchanged by its calls."""
+        return self.make_eager() if self.make_eager else EagerModel(self.model, fresh=False)
 
     @property
     def config(self) -> Any:

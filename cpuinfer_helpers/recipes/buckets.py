@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes.base import Request, Tensors
+from cpuinfer_helpers.variations import of_lengths
 
 Answer = Callable[[dict[str, torch.Tensor]], Tensors]
 
@@ -45,7 +47,8 @@ class LengthBuckets:
         """Answer with the real length."""
         length = tensors["attention_mask"].shape[1]
         bucket = self.bucket_of(length)
-        if bucket == length:
+        # What a second sequence of another length is padded with, and where its outputs end, nobody can tell.
+        if bucket == length or any(tensors[name].shape[1] != length for name in self.fill):
             return self.answer(tensors)
         outputs = self.answer({name: self._padded(name, tensor, bucket) for name, tensor in tensors.items()})
         return {name: self._cut(name, tensor, length) for name, tensor in outputs.items()}
@@ -96,7 +99,7 @@ def with_buckets(request: Request, answer: Answer) -> Answer:
         for name, tensor in request.inputs.tensors.items()
         if tensor.dim() >= 2 and tensor.shape[1] == length
     }
-    return LengthBuckets(answer, fill, _length_dims(request, tuple(fill)), _longest(request.config))
+    return LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
 
 
 def _longest(config: Any) -> int | None:
@@ -107,19 +110,17 @@ def _longest(config: Any) -> int | None:
     return positions - 2
 
 
-def _length_dims(request: Request, sequences: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def _length_dims(request: Request) -> dict[str, tuple[int, ...]]:
     """Which dimensions of each output follow the length: those that differ between two short lengths."""
-    length = request.inputs.tensors["attention_mask"].shape[1]
-    shapes = [_output_shapes(request, sequences, cut) for cut in (min(length, 11), min(length, 7))]
+    longer = min(11, _longest(request.config) or 11)
+    made = of_lengths(request.config, request.inputs.tensors, (longer, max(1, longer - 4)))
+    shapes = [_output_shapes(request, inputs) for inputs in made]
     return {
         name: tuple(dim for dim, (one, other) in enumerate(zip(shape, shapes[1][name], strict=True)) if one != other)
         for name, shape in shapes[0].items()
     }
 
 
-def _output_shapes(request: Request, sequences: tuple[str, ...], length: int) -> dict[str, torch.Size]:
-    inputs = {
-        name: tensor[:, :length] if name in sequences else tensor for name, tensor in request.inputs.tensors.items()
-    }
-    outputs, _ = take_apart(request.model(**inputs, **request.inputs.constants))
+def _output_shapes(request: Request, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    outputs, _ = take_apart(untouched(request.model)(**inputs, **request.inputs.constants))
     return {name: tensor.shape for name, tensor in outputs.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
+import types
 
 import torch
 
-from cpuinfer_helpers.copies import shared_copy
+from cpuinfer_helpers.copies import is_plain, shared_copy
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -39,6 +39,10 @@ def attention_of(model: torch.nn.Module) -> str | None:
 def with_attention(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
     """A copy that shares the model's weights and computes attention in another way.
 
+    The copy is one of the object itself, with its hooks, attributes, parametrisations and replaced methods. What the
+    choice of attention changes in a model of this class and configuration is found by building two without weights, and
+    is changed in the copy, if that has there what such a model usually has.
+
     Parameters
     ----------
     model
@@ -49,40 +53,86 @@ def with_attention(model: torch.nn.Module, implementation: str) -> torch.nn.Modu
     Returns
     -------
     torch.nn.Module
-        In evaluation mode. :func:`attention_of` tells what it has: a model that does not support the implementation
-        keeps its own, with a log message.
+        In evaluation mode. :func:`attention_of` tells what it has: a model that does not support the implementation, or
+        in which other parts than usual would have to be changed, keeps its own, with a log message.
     """
-    current = attention_of(model)
+    current, copied = attention_of(model), shared_copy(model)
     if current is None or current == implementation:
-        return shared_copy(model)
+        return copied
     try:
-        return _rebuilt(model, implementation)
+        _change_attention(copied, _usual(model, current), _usual(model, implementation))
     except Exception as error:  # a constructor may refuse in any way; the receipt tells what it kept
         logger.info("%s keeps its %s attention: %s", type(model).__name__, current, error)
         return shared_copy(model)
+    return copied.eval()
 
 
-def _rebuilt(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
-    """Construct the class anew on the meta device, then hand it the model's own tensors.
-
-    Transformers 4 chooses attention classes in the constructor, so changing the configuration afterwards is too late.
-    """
+def _usual(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
+    """A model of this class and configuration as it is constructed, on the meta device."""
     config = copy.deepcopy(model.config)
     config._attn_implementation = implementation
     with torch.device("meta"):
-        rebuilt = type(model)._from_config(config, attn_implementation=implementation)
-    for name, part in model.named_modules():
-        target = rebuilt.get_submodule(name)
-        for key, parameter in part._parameters.items():
-            target._parameters[key] = parameter
-        for key, buffer in part._buffers.items():
-            target._buffers[key] = buffer
-    _refuse_meta_tensors(rebuilt)
-    return rebuilt.eval()
+        built = type(model)._from_config(config, attn_implementation=implementation).eval()
+    if attention_of(built) != implementation:
+        raise ValueError(f"it is built with {attention_of(built)} attention, not {implementation}")
+    return built
 
 
-def _refuse_meta_tensors(model: torch.nn.Module) -> None:
-    left: list[Any] = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    left += [name for name, tensor in model.named_buffers() if tensor.is_meta]
-    if left:
-        raise ValueError(f"{left[0]} is not among the original's tensors")
+def _change_attention(copied: torch.nn.Module, before: torch.nn.Module, after: torch.nn.Module) -> None:
+    """Change in the copy what differs between two usual models; ValueError where it is not as they are."""
+    wanted = dict(after.named_modules())
+    own = dict(copied.named_modules())
+    if wanted.keys() != dict(before.named_modules()).keys():
+        raise ValueError("its parts have other names with it")
+    for path, usual in before.named_modules():
+        names, kind = _differing(usual, wanted[path]), type(wanted[path])
+        if not names and kind is type(usual):
+            continue
+        part = own.get(path)
+        if part is None or type(part) is not type(usual) or _differing(part, usual) or has_own_code(part):
+            raise ValueError(f"{path or type(copied).__name__} is not what a model of this class has there")
+        part.__class__ = kind
+        for name in names:
+            vars(part).pop(name, None)
+        vars(part).update({name: value for name, value in vars(wanted[path]).items() if name in names})
+    _change_configs(copied, after)
+
+
+def _differing(part: torch.nn.Module, other: torch.nn.Module) -> set[str]:
+    """Names of plain attributes, and of attributes that hold a library's functions, in which two modules differ."""
+    everything = (*vars(part).items(), *vars(other).items())
+    plain = {name for name, value in everything if is_plain(value) or _is_of_a_module(value)}
+    missing = object()
+    return {name for name in plain if vars(part).get(name, missing) != vars(other).get(name, missing)}
+
+
+def _is_of_a_module(value: object) -> bool:
+    return isinstance(value, types.FunctionType) and "<" not in value.__qualname__
+
+
+def _change_configs(copied: torch.nn.Module, after: torch.nn.Module) -> None:
+    """Have every configuration in the copy name the attention that its counterpart names."""
+    own = dict(copied.named_modules())
+    for path, part in after.named_modules():
+        for name, config in vars(part).items():
+            held = vars(own[path]).get(name) if path in own else None
+            if hasattr(config, "_attn_implementation") and type(held) is type(config):
+                held._attn_implementation = config._attn_implementation
+    for name, config in vars(after.config).items():
+        held = getattr(copied.config, name, None)
+        if hasattr(config, "_attn_implementation") and type(held) is type(config):
+            held._attn_implementation = config._attn_implementation
+
+
+def has_own_code(part: torch.nn.Module) -> str | None:
+    """What a module carries beside its class's code: hooks, a replaced method, parametrisations; None if nothing.
+
+    Whoever puts another module in its place loses that.
+    """
+    own = vars(part)
+    if any(own.get(name) for name in ("_forward_hooks", "_forward_pre_hooks")):
+        return "hooks"
+    replaced = [name for name, value in own.items() if callable(value) and callable(getattr(type(part), name, None))]
+    if replaced:
+        return f"a {replaced[0]} of its own"
+    return "parametrisations" if "parametrizations" in part._modules else None

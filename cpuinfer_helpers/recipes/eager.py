@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from cpuinfer_helpers.adapter import named_inputs
+from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 
 
 def _build_fp32(request: Request) -> Build:
-    adapter = named_inputs(request.model, request.inputs)
-    return Build(adapter.run_model, runs="the eager model", attention=attention_of(request.model))
+    return _build(request, "the eager model", nullcontext)
 
 
 def _build_bf16(request: Request) -> Build:
-    adapter = named_inputs(request.model, request.inputs)
+    runs = "the eager model under BF16 autocast"
+    return _build(request, runs, lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+
+
+def _build(request: Request, runs: str, precision: Callable[[], AbstractContextManager]) -> Build:
+    constants = named_inputs(request.model, request.inputs).constants
+    model = request.eager()
 
     def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return adapter.run_model(tensors)
+        with precision():
+            return take_apart(model(**tensors, **constants))[0]
 
-    return Build(answer, runs="the eager model under BF16 autocast", attention=attention_of(request.model))
+    evidence = {"calls": "a fresh copy for each, because calls change this model"} if model.fresh else {}
+    return Build(answer, runs=runs, evidence=evidence, attention=attention_of(request.model))
 
 
 RECIPES = (

@@ -30,7 +30,7 @@ from cpuinfer_helpers.machine import (
     version_tuple,
 )
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
-from cpuinfer_helpers.recipes.copies import with_attention
+from cpuinfer_helpers.recipes.copies import has_own_code, with_attention
 from cpuinfer_helpers.recipes.torchscript import build_of_trace, export_trace, load_trace
 from cpuinfer_helpers.tracing import frozen_trace
 
@@ -145,8 +145,18 @@ def _ipex() -> ModuleType:
 
 
 def own_copy(model: torch.nn.Module, attention: str) -> torch.nn.Module:
-    """A copy whose parameters are its own objects over the model's memory: IPEX assigns to ``parameter.data``."""
+    """A copy whose parameters are its own objects over the model's memory: IPEX assigns to ``parameter.data``.
+
+    Raises
+    ------
+    RecipeError
+        If a layer that IPEX may put one of its own in place of has code beside its class's.
+    """
     copied = with_attention(model, attention)
+    for name, part in copied.named_modules():
+        code = has_own_code(part) if not any(part.children()) else None
+        if code:
+            raise RecipeError(f"{name} ({type(part).__name__}) has {code}, which IPEX's layers would lose")
     owned = {
         id(parameter): torch.nn.Parameter(parameter.detach(), requires_grad=False) for parameter in copied.parameters()
     }

@@ -92,7 +92,7 @@ def _input_axes(tensors: dict[str, torch.Tensor]) -> dict[str, dict[int, str]]:
         inner = {
             axis: "length" if tensor.shape[axis] == length else f"{name}_{axis}" for axis in range(1, tensor.dim())
         }
-        names[name] = {0: "batch", **inner}
+        names[name] = {0: "batch" if tensor.shape[0] == first.shape[0] else f"{name}_0", **inner}
     return names
 
 
@@ -125,7 +125,7 @@ def _session(path: Path, scratch: Path) -> tuple[Any, dict[str, int]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # an error is an exception as well, which tells the same
     # Threads wait actively within a run, which is fast, and not between runs, which would take cores from others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.optimized_model_filepath = str(optimised)

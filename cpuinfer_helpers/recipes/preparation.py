@@ -6,12 +6,12 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers.adapter import eager_answers, named_inputs
+from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
@@ -19,8 +19,9 @@ from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 from cpuinfer_helpers.recipes.registry import get_recipe
-from cpuinfer_helpers.signature import bind_inputs, check_model
-from cpuinfer_helpers.verification import Variation
+from cpuinfer_helpers.reference import Reference
+from cpuinfer_helpers.variations import Variation
+from cpuinfer_helpers.verification import Verification
 from cpuinfer_helpers.verification import verify as verify_answers
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -52,10 +53,11 @@ def prepare(
         Inputs for static quantisation: a few dozen, like those that it will see. Recipes that do not quantise ignore
         it; those that do use the example where there is none, and the receipt says so.
     verify
-        Compare with the model on other batch sizes, lengths and paddings, three calls each, with a tolerance for the
-        recipe's precision.
+        Compare with the model on everything that :func:`~cpuinfer_helpers.variations.plan` asks, three calls each, with
+        a tolerance for the recipe's precision. A call with a size beyond those that were compared is an InputError.
     tolerance
-        Largest difference that passes, as a share of the largest answer; that of the recipe's precision unless given.
+        Largest difference that passes, as a share of the scale of the answers (see
+        :func:`~cpuinfer_helpers.equality.difference`); that of the recipe's precision unless given.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a RecipeError.
 
@@ -80,12 +82,37 @@ def prepare(
     if on_failure not in _ON_FAILURE:
         raise InputError(f"on_failure is {on_failure!r}; choose from {', '.join(_ON_FAILURE)}")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_model(model)
-    inputs = bind_inputs(model, example_inputs)
-    request = Request(recipe.name, recipe.precision, model, inputs, tuple(dict(row) for row in calibration))
-    job = _Job(recipe, request, verify, tolerance, eager_answers(model, inputs))
+    reference = Reference.of(model, example_inputs)
+    return prepare_like(
+        reference, recipe, calibration=calibration, verify=verify, tolerance=tolerance, on_failure=on_failure
+    )
+
+
+def prepare_like(
+    reference: Reference,
+    recipe: Recipe,
+    *,
+    calibration: Sequence[Mapping[str, torch.Tensor]] = (),
+    verify: bool = True,
+    tolerance: float | None = None,
+    on_failure: str = "fallback",
+    further: Sequence[Variation] = (),
+) -> PreparedModel:
+    """As :func:`prepare`, for a reference that has been made before.
+
+    Parameters
+    ----------
+    reference
+        The model and its example.
+    further
+        Inputs to compare at beside those of the plan.
+    recipe, calibration, verify, tolerance, on_failure
+        As for :func:`prepare`.
+    """
+    job = _Job(recipe, reference, tuple(dict(row) for row in calibration), verify, tolerance, tuple(further))
     try:
-        return job.run()
+        with torch.inference_mode(False):
+            return job.run()
     except RecipeError as error:
         if on_failure == "raise":
             raise
@@ -94,52 +121,43 @@ def prepare(
 
 
 def verify_prepared(
-    prepared: PreparedModel,
-    model: torch.nn.Module,
-    *,
-    precision: str,
-    tolerance: float | None = None,
-    planned: Sequence[Variation] | None = None,
-) -> tuple[Check, ...]:
-    """Compare a prepared model with the model on other batch sizes, lengths and paddings.
+    prepared: PreparedModel, reference: Reference, *, precision: str, tolerance: float | None = None
+) -> Verification:
+    """Compare a prepared model with its model on the whole plan, and have it keep to the sizes that were compared.
 
     Parameters
     ----------
     prepared
         What :func:`prepare` gave.
-    model
-        The eager model that it was made from.
+    reference
+        The model that it was made from, and its example.
     precision
         ``fp32``, ``bf16`` or ``int8``, which sets the tolerance.
     tolerance
         As for :func:`prepare`.
-    planned
-        Other variations of the inputs than all that there are.
 
     Returns
     -------
-    tuple of Check
-        Up to the first that failed; see :func:`difference`.
+    Verification
+        Its ``difference`` tells whether the prepared model may be used. The checks stand in its receipt.
     """
-    inputs = prepared.inputs
-    return verify_answers(
-        lambda tensors: prepared(**tensors),
-        lambda tensors: model(**tensors, **inputs.constants),
-        getattr(model, "config", None),
-        inputs.tensors,
-        precision=precision,
-        tolerance=tolerance,
-        planned=planned,
+    return _verified(prepared, reference, precision, tolerance, ())
+
+
+def _verified(
+    prepared: PreparedModel,
+    reference: Reference,
+    precision: str,
+    tolerance: float | None,
+    further: Sequence[Variation],
+) -> Verification:
+    found = verify_answers(
+        lambda tensors: prepared(**tensors), reference, precision=precision, tolerance=tolerance, further=further
     )
-
-
-def difference(checks: Sequence[Check]) -> str | None:
-    """What the first failed check found, in a sentence; None if none failed."""
-    check = next((check for check in checks if check.passed is False), None)
-    if check is None:
-        return None
-    size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
-    return f"it does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
+    sizes = {"sizes": found.kept_to_size} if found.kept_to_size else {}
+    prepared.receipt = replace(prepared.receipt.with_evidence(**sizes), checks=found.checks)
+    prepared.sizes = found.sizes
+    return found
 
 
 @dataclass
@@ -147,15 +165,17 @@ class _Job:
     """One request to prepare a model: carries what is seen on the way into the receipt."""
 
     recipe: Recipe
-    request: Request
+    reference: Reference
+    calibration: tuple[dict[str, torch.Tensor], ...]
     verify: bool
     tolerance: float | None
-    expected: dict[str, torch.Tensor]
+    further: tuple[Variation, ...]
     checks: tuple[Check, ...] = ()
     seconds: float = 0.0
 
     def run(self) -> PreparedModel:
-        reason = self.recipe.why_not
+        unlike = self.reference.why_not_comparable if self.verify else self.reference.not_comparable
+        reason = self.recipe.why_not or unlike
         if reason:
             raise RecipeError(reason)
         _warn_of_process(self.recipe)
@@ -163,42 +183,42 @@ class _Job:
         build = self._build(spec.tensor_names())
         prepared = self._result(build, spec)
         if self.verify:
-            self.checks = verify_prepared(
-                prepared, self.request.model, precision=self.recipe.precision, tolerance=self.tolerance
-            )
-            differs = difference(self.checks)
-            if differs:
-                raise RecipeError(differs)
-            prepared.receipt = self._receipt(build, spec)
+            found = _verified(prepared, self.reference, self.recipe.precision, self.tolerance, self.further)
+            self.checks = found.checks
+            if found.difference:
+                raise RecipeError(found.difference)
         return prepared
 
     def fallback(self, reason: str) -> PreparedModel:
         return PreparedModel(
             recipe=self.recipe.name,
-            model=self.request.model,
-            inputs=self.request.inputs,
+            model=self.reference.eager(),
+            inputs=self.reference.inputs,
             spec=None,
             dtypes={},
             receipt=self._receipt(None, None, reason),
-            config=self.request.config,
+            config=self.reference.config,
         )
 
     def _output_spec(self) -> OutputSpec:
-        adapter = named_inputs(self.request.model, self.request.inputs)
         try:
-            with torch.no_grad():
-                adapter.run_model(self.request.inputs.tensors)
+            return self.reference.output_spec()
         except TraceError as error:
             raise RecipeError(str(error)) from error
-        return adapter.spec
 
     def _build(self, names: Sequence[str]) -> Build:
-        before = _fingerprint(self.request.model)
+        inputs = self.reference.inputs
+        # Backends may ask the model for its outputs; none of that is to last in the user's.
+        model = untouched(self.reference.model)
+        request = Request(
+            self.recipe.name, self.recipe.precision, model, inputs, self.calibration, self.reference.eager
+        )
+        before = _fingerprint(self.reference.model)
         started = time.perf_counter()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                build = self.recipe.build(self.request)
-                first = build.answer(dict(self.request.inputs.tensors))
+                build = self.recipe.build(request)
+                first = build.answer({name: tensor.clone() for name, tensor in inputs.tensors.items()})
         except RecipeError:
             raise
         except Exception as error:  # the model's Python and a compiler run here: anything may be raised
@@ -207,7 +227,7 @@ class _Job:
             raise RecipeError(f"{self.recipe.backend} fails: {first_line(error)}{why}") from error
         finally:
             self.seconds = time.perf_counter() - started
-        if _fingerprint(self.request.model) != before:
+        if _fingerprint(self.reference.model) != before:
             raise CpuInferError(
                 f"{self.recipe.name} has changed the model that it was given, which no recipe may do: load the model "
                 "anew, and have the recipe work on a copy (recipes.copies)"
@@ -221,12 +241,12 @@ class _Job:
         return PreparedModel(
             recipe=self.recipe.name,
             model=None,
-            inputs=self.request.inputs,
+            inputs=self.reference.inputs,
             spec=spec,
-            dtypes={name: self.expected[name].dtype for name in spec.tensor_names()},
+            dtypes={name: self.reference.expected[name].dtype for name in spec.tensor_names()},
             receipt=self._receipt(build, spec),
             build=build,
-            config=self.request.config,
+            config=self.reference.config,
         )
 
     def _receipt(self, build: Build | None, spec: OutputSpec | None, reason: str | None = None) -> Receipt:
@@ -235,7 +255,7 @@ class _Job:
             observed = {
                 "script_module": build.module is not None,
                 "runs": build.runs,
-                "evidence": {**build.evidence, **self._emulation()},
+                "evidence": {**build.evidence, **self._emulation(), **self._own_precision()},
                 "frozen": build.frozen,
                 "graph_nodes": build.graph_nodes,
                 "weight_dtypes": build.weight_dtypes,
@@ -247,10 +267,10 @@ class _Job:
         else:
             observed = {
                 "script_module": False,
-                "attention_implementation": getattr(self.request.config, "_attn_implementation", None),
+                "attention_implementation": getattr(self.reference.config, "_attn_implementation", None),
             }
         return Receipt(
-            requested={"model": type(self.request.model).__name__, "recipe": self.recipe.name, "verify": self.verify},
+            requested={"model": type(self.reference.model).__name__, "recipe": self.recipe.name, "verify": self.verify},
             **observed,
             isa=detect_isa(),
             threads=torch.get_num_threads(),
@@ -264,16 +284,31 @@ class _Job:
         precision = self.recipe.precision.upper()
         return {precision: self.recipe.emulation} if self.recipe.emulation else {}
 
+    def _own_precision(self) -> dict[str, str]:
+        """What FP32 means for a model whose weights have less."""
+        if self.recipe.precision != "fp32":
+            return {}
+        floating = {p.dtype for p in self.reference.model.parameters() if p.is_floating_point()}
+        less = floating & {torch.bfloat16, torch.float16}
+        if not less:
+            return {}
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in less))
+        return {"FP32": f"no: the model's own weights are {names}; call model.float() first for FP32"}
+
     def _left_out(self, spec: OutputSpec) -> tuple[str, ...]:
         kept = set(spec.tensor_names())
-        missing = (name.split(".")[0] for name in self.expected if name not in kept)
+        missing = (name.split(".")[0] for name in self.reference.expected if name not in kept)
         return tuple(dict.fromkeys((*spec.left_out(), *missing)))
 
 
 def _fingerprint(model: torch.nn.Module) -> dict[str, tuple[torch.dtype, int, int]]:
     """Dtype, address and version of every parameter and buffer: what an in-place change or a cast alters."""
     tensors = (*model.named_parameters(), *model.named_buffers())
-    return {name: (tensor.dtype, tensor.data_ptr(), tensor._version) for name, tensor in tensors}
+    # Tensors that were made under inference_mode count no versions.
+    return {
+        name: (tensor.dtype, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+        for name, tensor in tensors
+    }
 
 
 def _warn_of_process(recipe: Recipe) -> None:

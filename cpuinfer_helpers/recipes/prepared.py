@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Build
 from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.sizes import ANY_SIZE, Sizes
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -34,19 +35,22 @@ class PreparedModel(Displayed):
         Structure of the output; None if the eager model answers.
     config
         The model's configuration, as ``model.config``; None for models without one.
+    sizes : Sizes
+        Which sizes of the inputs were compared with the model; calls with others are refused.
     """
 
     def __init__(
         self,
         *,
         recipe: str,
-        model: torch.nn.Module | None,
+        model: Callable[..., Any] | None,
         inputs: BoundInputs,
         spec: OutputSpec | None,
         dtypes: Mapping[str, torch.dtype],
         receipt: Receipt,
         build: Build | None = None,
         config: Any = None,
+        sizes: Sizes = ANY_SIZE,
     ) -> None:
         self.recipe = recipe
         self.receipt = receipt
@@ -59,6 +63,7 @@ class PreparedModel(Displayed):
         self.spec = spec
         self._output = builder(spec) if spec else None
         self._dtypes = dict(dtypes)
+        self.sizes = sizes
 
     @property
     def prepared(self) -> bool:
@@ -100,14 +105,21 @@ class PreparedModel(Displayed):
         Raises
         ------
         InputError
-            If an input is missing or unknown, or is a constant with another value.
+            If an input is missing or unknown, is a constant with another value, or has a size beyond those that were
+            compared with the model.
         """
         if inputs.keys() != self._names:
             inputs = self._inputs.only_tensors(inputs)
         with torch.no_grad():
             if self._answer is None:
                 return self._model(**inputs, **self._inputs.constants)
+            self.sizes.refuse_others(inputs)
             return self._output(self._in_own_dtype(self._answer(inputs)))
+
+    @property
+    def fixed_sizes(self) -> dict[str, torch.Size]:
+        """Sizes of a row that calls must have, of the inputs of which no dimension may vary: images of one size."""
+        return self.sizes.fixed
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -121,7 +133,8 @@ class PreparedModel(Displayed):
         if not self.prepared:
             return f"{self.recipe}: NOT prepared, the eager model answers, because {self.reason}"
         checked = "verified" if self.receipt.verified else "not verified"
-        return f"{self.recipe}: {self.receipt.runs}, {checked} ({self.receipt.checks_summary()})"
+        text = f"{self.recipe}: {self.receipt.runs}, {checked} ({self.receipt.checks_summary()})"
+        return text + self.receipt.branches_text()
 
     def table(self) -> Table:
         """The receipt's table."""

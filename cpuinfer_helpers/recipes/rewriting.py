@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.errors import RecipeError
+
 _PACKED_LINEAR = "mkldnn::_linear_pointwise"
 _TENSOR = torch._C.TensorType.get()
 _SCALARS = torch._C.ListType(torch._C.OptionalType(torch._C.NumberType.get()))
@@ -74,7 +76,13 @@ def pack_linears(module: torch.jit.ScriptModule, *, fuse_additions: bool = True)
 
 
 def as_function(module: torch.jit.ScriptModule, weights: Sequence[str]) -> torch._C.Graph:
-    """A copy of a module's graph that takes its attributes as further inputs instead of the module itself."""
+    """A copy of a module's graph that takes its attributes as further inputs instead of the module itself.
+
+    Raises
+    ------
+    RecipeError
+        If it has others than these, which freezing leaves where calls write to them.
+    """
     graph = module.graph.copy()
     for name in weights:
         lifted = graph.addInput(name)
@@ -82,6 +90,9 @@ def as_function(module: torch.jit.ScriptModule, weights: Sequence[str]) -> torch
         for node in [node for node in graph.findAllNodes("prim::GetAttr") if node.s("name") == name]:
             node.output().replaceAllUsesWith(lifted)
             node.destroy()
+    left = [use.user.s("name") for use in next(iter(graph.inputs())).uses() if use.user.kind() == "prim::GetAttr"]
+    if left:
+        raise RecipeError(f"calls of the model write into {left[0]}, which the graphs of several shapes cannot share")
     graph.eraseInput(0)
     torch._C._jit_pass_lint(graph)
     return graph

@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import take_apart
-from cpuinfer_helpers.receipts import Check, Receipt
-from cpuinfer_helpers.recipes import Recipe, prepare
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy
+from cpuinfer_helpers.recipes.preparation import prepare_like
+from cpuinfer_helpers.reference import Reference
 from cpuinfer_helpers.trainer.copies import evaluation_copy, in_evaluation_mode
 from cpuinfer_helpers.trainer.emulation import emulation_text
 from cpuinfer_helpers.trainer.grouping import cut_columns
 from cpuinfer_helpers.trainer.losses import LossFunction, loss_of, split_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
-from cpuinfer_helpers.verification import compare_answers, shape_text
+from cpuinfer_helpers.variations import Variation, valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -141,43 +144,40 @@ class Preparation:
         return self._noted(Ready(answer, receipt, by_recipe=False), reason)
 
     def _by_recipe(self, recipe: Recipe) -> Ready:
-        rows, expected, loss = self._wanted
-        return replace(self._verified(recipe, rows, expected), loss=loss)
+        return replace(self._verified(recipe), loss=self._wanted[1])
 
     @cached_property
-    def _wanted(self) -> tuple[dict[str, Any], Any, LossFunction | None]:
-        """The rows to prepare for, the eager model's answers to them, and the loss where that needs no trace."""
+    def _wanted(self) -> tuple[dict[str, Any], LossFunction | None]:
+        """The rows to prepare for, and the loss where that needs no trace."""
         if not self._labels:
-            return self._inputs, self._reference(self._inputs), None
+            return self._inputs, None
         whole = {**self._inputs, **self._labels}
         expected = self._reference(whole)
         loss = self._loss(expected)
         if loss is None:
             # The model's own way to its loss becomes a part of the trace.
-            return whole, expected, None
-        return self._inputs, split_loss(expected)[1], loss
+            return whole, None
+        return self._inputs, loss
 
-    def _verified(self, recipe: Recipe, rows: Mapping[str, Any], expected: Any) -> Ready:
+    @cached_property
+    def _short_reference(self) -> Reference:
+        """The model with the rows cut short."""
+        return Reference.of(self._model, _shortened(self._wanted[0]))
+
+    def _verified(self, recipe: Recipe) -> Ready:
         """Prepared on a short example, and seen to give the eager model's answers to whole rows as well."""
-        prepared = prepare(recipe, self._model, _shortened(rows), on_failure="raise")
-        mask = rows.get("attention_mask")
-        check = compare_answers(
-            Check("first batch", shape_text(rows), True),
-            take_apart(expected)[0],
-            take_apart(prepared(**rows))[0],
-            mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None,
-            recipe.precision,
-        )
-        if not check.passed:
-            raise RecipeError(f"it does not give the model's answers to the first batch: {check.note}")
-        receipt = replace(prepared.receipt, checks=(*prepared.receipt.checks, check))
+        reference = self._short_reference
+        whole = {name: self._wanted[0][name].detach() for name in reference.inputs.tensors}
+        first_batch = Variation("first batch", whole, valid_positions(whole, reference.config))
+        prepared = prepare_like(reference, recipe, on_failure="raise", further=[first_batch])
+        receipt = prepared.receipt
         if emulation_text(self._plan):
             receipt = replace(receipt, runs=f"{receipt.runs} (BF16 emulated)")
         return Ready(prepared, receipt)
 
     def _reference(self, rows: Mapping[str, Any]) -> Any:
         try:
-            return self._model(**rows)
+            return untouched(self._model)(**rows)
         except Exception as error:  # the user's model and data may fail in any way
             name = type(self._model).__name__
             raise InputError(f"{name} itself cannot run the first batch: {first_line(error)}") from error

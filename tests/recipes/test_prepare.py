@@ -313,7 +313,8 @@ def test_the_backend_is_given_what_was_asked_for(bert, bert_inputs) -> None:
     )
     (request,) = given
     assert (request.recipe, request.precision) == ("mine-int8", "int8")
-    assert request.model is bert and request.config is bert.config
+    assert type(request.model) is type(bert) and request.config.to_dict() == bert.config.to_dict()
+    assert [p.data_ptr() for p in request.model.parameters()] == [p.data_ptr() for p in bert.parameters()]
     assert tuple(request.inputs.tensors) == tuple(bert_inputs) and request.inputs.constants == {
         "output_attentions": False
     }
