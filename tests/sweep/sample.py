@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE
+from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE, TRACE
 
-# Class: what comes of it, and for a refusal a part of the reason. Where the two major versions of transformers differ,
-# an entry for each.
-Expected = tuple[str, str] | dict[int, tuple[str, str]]
+# What comes of a recipe, and for a refusal a part of the reason. Where the two major versions of transformers differ, an
+# entry for each.
+Outcome = tuple[str, str]
+Expected = Outcome | dict[int, Outcome]
 _ONE = (RIGHT, "")
 _EACH = (RIGHT_BY_SHAPE, "")
 
-SAMPLE: dict[str, Expected] = {
+_TRACED: dict[str, Expected] = {
     # Positions, chunks and windows that Python computes from the length.
     "FunnelForQuestionAnswering": _EACH,
     "LongformerForTokenClassification": _EACH,
@@ -51,7 +52,12 @@ SAMPLE: dict[str, Expected] = {
 }
 
 
-def expected(name: str, major: int) -> tuple[str, str]:
-    """What has to come of a class under this major version of transformers."""
-    entry = SAMPLE[name]
+_RECIPES: dict[str, dict[str, Expected]] = {}
+# Class: what comes of each of its recipes.
+SAMPLE = {name: {TRACE: outcome} for name, outcome in _TRACED.items()} | _RECIPES
+
+
+def expected(name: str, recipe: str, major: int) -> Outcome:
+    """What has to come of a class and a recipe under this major version of transformers."""
+    entry = SAMPLE[name][recipe]
     return entry[major] if isinstance(entry, dict) else entry
