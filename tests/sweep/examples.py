@@ -72,12 +72,12 @@ class Examples:
         if task in _KIND_OF_TASK:
             return (_KIND_OF_TASK[task],)
         if task in ("image classification", "object detection", "image segmentation"):
-            return (TOKENS if "pixel_values" not in arguments and has_text else IMAGE,)
+            return (TOKENS,) if "pixel_values" not in arguments and has_text else (IMAGE, VIDEO)
         if task == "audio classification" or (task == EMBEDDINGS and not has_text and _is_sound(model)):
             waveform = "input_values" in arguments and hasattr(model.config, "conv_dim")
             return (WAVEFORM if waveform else FEATURES,)
         if task != EMBEDDINGS:
-            return (TOKENS,)
+            return (WAVEFORM if "input_values" in arguments and not has_text else TOKENS,)
         if not has_text:
             return (IMAGE, VIDEO) if _takes_pixels(arguments) else (TOKENS,)
         first = PAIRS if "decoder_input_ids" in arguments else TOKENS

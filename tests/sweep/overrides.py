@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sweep.overrides_images import IMAGE_OVERRIDES, IMAGE_SIZES
+
 _MISTRAL_4 = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16}
 _DEEPSEEK = {**_MISTRAL_4, "n_group": 1, "topk_group": 1, "head_dim": 8, "num_key_value_heads": 4}
 _PERCEIVER = {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2, "num_blocks": 1}
@@ -17,6 +19,7 @@ _QWEN_3 = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_att
 _RESNET_V2 = {"hidden_sizes": [32, 32, 64, 64], "embedding_size": 32, "num_groups": 8}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **IMAGE_OVERRIDES,
     "axk1": _DEEPSEEK,
     "deepseek_v2": _DEEPSEEK | {"num_experts_per_tok": 2},
     "deepseek_v3": _DEEPSEEK,
@@ -66,7 +69,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lxmert": {"num_qa_labels": 10, "visual_feat_dim": 16},
     "mobilevitv2": {"image_size": 64, "base_attn_unit_dims": [16, 16, 16], "width_multiplier": 0.25},
     "nemotron": {"num_key_value_heads": 2},
+    "encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "PerceiverForSequenceClassification": _PERCEIVER,
+    "PerceiverForMaskedLM": _PERCEIVER,
     "PerceiverForImageClassificationLearned": {**_PERCEIVER, "d_model": 64, "image_size": 16},
     "PerceiverForImageClassificationFourier": {
         **_PERCEIVER,
@@ -125,6 +130,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 # What a configuration needs to be made at all.
 REQUIRED: dict[str, dict[str, Any]] = {
     "EsmConfig": {"vocab_size": 128, "mask_token_id": 5, "pad_token_id": 0},
+    "EncoderDecoderConfig": {"encoder": {"model_type": "bert"}, "decoder": {"model_type": "bert"}},
 }
 
 
@@ -172,6 +178,11 @@ def _patches(config: Any, pixels: torch.Tensor, generator: torch.Generator) -> d
     }
 
 
+def _task(config: Any, pixels: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The words of what is asked for ("the task is panoptic"), of a fixed length."""
+    return {"task_inputs": torch.randint(10, 120, (len(pixels), config.task_seq_len), generator=generator)}
+
+
 def _log_mel(name: str, bands: str, *, frames_last: bool, frames: str = "") -> Callable[..., dict[str, torch.Tensor]]:
     def make(config: Any, batch: int, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         length = _FRAMES[frames](config) if frames else size
@@ -197,6 +208,7 @@ FURTHER_INPUTS: dict[str, Callable[[Any, torch.Tensor, torch.Generator], dict[st
     "lxmert": _image_regions,
     "siglip2": _patches,
     "longformer": _three_separators,
+    "oneformer": _task,
     "tapas": _table,
 }
 # Spectrograms, by model type.
@@ -206,4 +218,4 @@ FEATURES: dict[str, Callable[[Any, int, int, torch.Generator], dict[str, torch.T
     "whisper": _log_mel("input_features", "num_mel_bins", frames_last=True, frames="positions"),
 }
 # Where the usual example is too short or too long.
-EXAMPLE_SIZES: dict[str, int] = {"textnet": 64, "hiera": 64, "efficientformer": 224}
+EXAMPLE_SIZES: dict[str, int] = {**IMAGE_SIZES, "textnet": 64, "hiera": 64, "efficientformer": 224}

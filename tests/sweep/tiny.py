@@ -52,7 +52,14 @@ _SIZES: dict[str, Any] = {
     "block_size": 4,
     "bottleneck_size": 16,
 }
-_SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 3, "sep_token_id": 4}
+_SPECIAL_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "cls_token_id": 3,
+    "sep_token_id": 4,
+}
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
 
 
