@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = f"{report.tables(rows, here)}\n\n{minutes:.1f} minutes for what was left to do"
     print(text)
     if not _is_partial(options):
-        keep(path, {"summary": report.summary(rows), "versions": here, "minutes": round(minutes, 1), "results": rows}, text)
+        keep(
+            path,
+            {"summary": report.summary(rows), "versions": here, "minutes": round(minutes, 1), "results": rows},
+            text,
+        )
     return int(any(row["outcome"] in report.NEVER for row in rows))
 
 
@@ -60,7 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--workers", type=int, default=2, help="classes at a time (default 2)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", choices=list(TASKS), help="only these tasks")
-    parser.add_argument("--recipes", nargs="+", metavar="RECIPE", choices=RECIPES, default=list(RECIPES), help="only these (default all)")
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="RECIPE",
+        choices=RECIPES,
+        default=list(RECIPES),
+        help="only these (default all)",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these classes")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth class of each task")
     parser.add_argument("--sample", action="store_true", help="only the sample that make test runs")

@@ -79,7 +79,7 @@ class Examples:
         if task != EMBEDDINGS:
             return (WAVEFORM if "input_values" in arguments and not has_text else TOKENS,)
         if not has_text:
-            return (IMAGE, VIDEO) if _takes_pixels(arguments) else (TOKENS,)
+            return (IMAGE, VIDEO) if _takes_pixels(arguments) else (WAVEFORM,)
         first = PAIRS if "decoder_input_ids" in arguments else TOKENS
         return (first, TEXT_AND_IMAGE) if "pixel_values" in arguments else (first,)
 
@@ -207,13 +207,19 @@ class Examples:
 
     def _waveform(self, batch: int, size: int, generator: torch.Generator) -> Tensors:
         values = torch.randn(batch, 100 * size, generator=generator)
+        if not hasattr(self.config, "conv_dim"):
+            # Codecs take channels, and pad by another name.
+            return {"input_values": values[:, None]}
         inputs = {"input_values": values, "attention_mask": torch.ones(values.shape, dtype=torch.long)}
         return {name: tensor for name, tensor in inputs.items() if name in self.arguments}
 
     def _features(self, batch: int, size: int, generator: torch.Generator) -> Tensors:
         from sweep.overrides import FEATURES as SPECTROGRAMS
 
-        return SPECTROGRAMS[self.config.model_type](self.config, batch, size, generator)
+        inputs = SPECTROGRAMS[self.config.model_type](self.config, batch, size, generator)
+        if "decoder_input_ids" in self.arguments:
+            inputs["decoder_input_ids"] = torch.randint(FIRST_TOKEN, LAST_TOKEN, (batch, 17), generator=generator)
+        return {name: tensor for name, tensor in inputs.items() if name in self.arguments}
 
     def _pad(self, inputs: Tensors, padding: Padding) -> None:
         if padding.decoder:

@@ -138,8 +138,8 @@ def _by_outcome(numbers: dict[str, Any], here: dict[str, str]) -> Table:
     running = max((of["run in eager"] for of in numbers.values()), default=0)
     classes = max((of["classes"] for of in numbers.values()), default=0)
     note = (
-        f"{running} of {classes} run in eager; shares are of these. A single trace is said of '{TRACE}', which may make "
-        f"one for each shape. transformers {here['transformers']}, torch {here['torch']}."
+        f"{running} of {classes} run in eager; shares are of these. Only '{TRACE}' may make one for each shape. "
+        f"transformers {here['transformers']}, torch {here['torch']}."
     )
     return Table(
         ("outcome", *numbers), (*counted, *shares), title="Every architecture", note=note, numeric=tuple(numbers)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE, TRACE
 
-# What comes of a recipe, and for a refusal a part of the reason. Where the two major versions of transformers differ, an
-# entry for each.
+# What comes of a recipe, and for a refusal a part of the reason. Where the two major versions of transformers differ,
+# an entry for each.
 Outcome = tuple[str, str]
 Expected = Outcome | dict[int, Outcome]
 _ONE = (RIGHT, "")

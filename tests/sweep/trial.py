@@ -155,7 +155,7 @@ def load_and_check(folder: Path) -> dict[str, Any]:
     for name, inputs, valid, decoder_valid, wanted, refused in torch.load(folder / _FILE, weights_only=True):
         problem = differs(traced, Call(name, inputs, valid, decoder_valid), wanted)
         if (problem or {}).get("outcome") != (REFUSED if refused else None):
-            text = f"{problem['outcome']}: {problem['reason']}" if problem else f"{name}: answers what it refused before"
+            text = f"{problem['outcome']}: {problem['reason']}" if problem else f"{name}: no longer refused"
             return {"outcome": NOT_LOADED, "reason": text}
     return {} if not getattr(traced, "shapes", ()) else _unknown_shape_is_refused(traced, inputs)
 
