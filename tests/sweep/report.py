@@ -29,8 +29,9 @@ from sweep.trial import (
 
 ROOT = Path(__file__).resolve().parents[2]
 NEVER = (WRONG, FOREIGN, NOT_LOADED)
-# What decides a result: the package's core, its recipes and the sweep itself.
-_CODE = ("tests/sweep/*.py", "cpuinfer_helpers/*.py", "cpuinfer_helpers/recipes/*.py")
+# What decides a result: the sweep itself, and those parts of the package that prepare, verify and save.
+_PARTS = ("", "recipes/**/", "tracing/", "verification/", "interface/", "saving/", "machine/")
+_CODE = ("tests/sweep/*.py", *(f"cpuinfer_helpers/{part}*.py" for part in _PARTS))
 Row = dict[str, Any]
 Key = tuple[str, str, str]
 
