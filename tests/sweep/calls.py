@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from sweep.examples import CHOICES, IMAGE, PAIRS, VIDEO, Examples, Padding, Tensors
+from sweep.examples import CHOICES, IMAGE, PAIRS, VIDEO, Examples, Padding, Size, Tensors
 
 # Shares of content in each row, in turn.
 _ROWS, _THREE_ROWS = (0.35, 1.0, 0.8, 0.55), (0.4, 1.0, 0.9)
@@ -34,12 +34,15 @@ class Call:
         Positions that are no padding (None: all).
     decoder_valid
         The same for the decoder's sequence.
+    plain
+        The same with nothing but padding under the padding; None where that is what there is.
     """
 
     name: str
     inputs: Tensors
     valid: torch.Tensor | None = None
     decoder_valid: torch.Tensor | None = None
+    plain: Tensors | None = None
 
     def valid_of(self, output: str, shape: torch.Size) -> torch.Tensor | None:
         """The positions that count of an output; None if all do."""
@@ -76,9 +79,9 @@ def _sequences(examples: Examples) -> Iterator[Call]:
     if not examples.padded:
         return
     for name, padding in _PADDINGS.items():
-        yield _padded(name, make(4, size * 29 // 24, padding, seed=6))
-    yield _padded("shorter, padded", make(3, size * 11 // 24, Padding(_THREE_ROWS, junk=13), seed=7))
-    yield _padded("its own size, padded", make(2, size, Padding((0.6, 0.85), junk=17), seed=11))
+        yield _padded(examples, name, 4, size * 29 // 24, padding)
+    yield _padded(examples, "shorter, padded", 3, size * 11 // 24, Padding(_THREE_ROWS, junk=13))
+    yield _padded(examples, "its own size, padded", 2, size, Padding((0.6, 0.85), junk=17))
 
 
 def _choices(examples: Examples) -> Iterator[Call]:
@@ -93,7 +96,7 @@ def _choices(examples: Examples) -> Iterator[Call]:
     if not examples.padded:
         return
     for name, padding in _PADDINGS.items():
-        yield _padded(name, make(3, (2, length * 29 // 24), padding, seed=6))
+        yield _padded(examples, name, 3, (2, length * 29 // 24), padding)
 
 
 def _pairs(examples: Examples) -> Iterator[Call]:
@@ -117,10 +120,10 @@ def _pairs(examples: Examples) -> Iterator[Call]:
     if not examples.padded:
         return
     for name, padding in _PADDINGS.items():
-        yield _padded(name, make(4, (length * 29 // 24, decoder + 2), padding, seed=6))
+        yield _padded(examples, name, 4, (length * 29 // 24, decoder + 2), padding)
     if "decoder_attention_mask" in examples.arguments:
         padding = Padding(_ROWS, junk=7, decoder=True)
-        yield _padded("padding of the decoder's sequence", make(4, (shorter, decoder + 2), padding, seed=7))
+        yield _padded(examples, "padding of the decoder's sequence", 4, (shorter, decoder + 2), padding)
 
 
 def _images(examples: Examples) -> Iterator[Call]:
@@ -138,6 +141,8 @@ def _images(examples: Examples) -> Iterator[Call]:
         yield Call("images of two sizes, padded", inputs)
 
 
-def _padded(name: str, inputs: Tensors) -> Call:
+def _padded(examples: Examples, name: str, batch: int, size: Size, padding: Padding) -> Call:
+    inputs = examples.make(batch, size, padding, seed=6)
+    plain = examples.make(batch, size, replace(padding, junk=0), seed=6) if padding.junk else None
     valid, decoder = inputs["attention_mask"].bool(), inputs.get("decoder_attention_mask")
-    return Call(name, inputs, valid, None if decoder is None else decoder.bool())
+    return Call(name, inputs, valid, None if decoder is None else decoder.bool(), plain)

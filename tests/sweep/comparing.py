@@ -13,8 +13,9 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-6
 _QUANTILE = 0.9
 # A column that happens to be small is allowed the rounding of a tenth of what the columns usually hold.
 _FLOOR = 0.1
-# Values from here on that occur more than once are no answers but constants, such as those that mask scores.
-_CONSTANT = 1e3
+# Values from here on that occur more than once, and are this many times what else there is or so large a share of it,
+# are no answers but constants, such as those that mask scores.
+_CONSTANT, _BEYOND, _SHARE = 1e3, 100, 0.02
 
 
 def error_size(wanted: torch.Tensor, seen: torch.Tensor, valid: torch.Tensor | None = None) -> float | None:
@@ -45,7 +46,10 @@ def error_size(wanted: torch.Tensor, seen: torch.Tensor, valid: torch.Tensor | N
 def _exact(wanted: torch.Tensor) -> torch.Tensor:
     """Where a value is not finite, or a large constant."""
     values, places, counts = wanted.unique(return_inverse=True, return_counts=True)
-    return ~wanted.isfinite() | ((values.abs() >= _CONSTANT) & (counts > 1))[places]
+    repeated = (values.abs() >= _CONSTANT) & (counts > 1)
+    others = wanted[~repeated[places] & wanted.isfinite()].abs()
+    beyond = values.abs() >= _BEYOND * (others.median() if others.numel() else 0.0)
+    return ~wanted.isfinite() | (repeated & (beyond | (counts >= _SHARE * wanted.numel())))[places]
 
 
 def _usual(sizes: torch.Tensor) -> torch.Tensor:

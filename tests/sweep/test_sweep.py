@@ -106,6 +106,13 @@ def test_large_constants_hide_no_error_and_must_be_equal(constant):
     assert error_size(wanted, torch.where(wanted == constant, -3e8, wanted)) == float("inf")
 
 
+def test_large_answers_that_happen_to_be_equal_are_no_constants():
+    wanted = 1000 + torch.arange(400.0).view(20, 20)
+    wanted[3, 3] = wanted[9, 9]
+    assert error_size(wanted, wanted * (1 + 1e-6)) < 1
+    assert error_size(wanted, wanted * (1 + 1e-3)) > 1
+
+
 def test_a_large_column_or_outlier_hides_no_error_in_the_others():
     generator = torch.Generator().manual_seed(0)
     wanted = torch.randn(50, 4, generator=generator) * torch.tensor([1e6, 1.0, 1.0, 1.0])

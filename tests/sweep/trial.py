@@ -140,7 +140,7 @@ def _save(prepared: Any, subject: Subject, refused: Mapping[str, str], folder: P
         for call, wanted in subject.answers
         if call.name not in pardoned
     ]
-    torch.save(answers, folder / _FILE)
+    torch.save((subject.example, answers), folder / _FILE)
 
 
 def load_and_check(folder: Path) -> dict[str, Any]:
@@ -151,20 +151,20 @@ def load_and_check(folder: Path) -> dict[str, Any]:
         traced = cpu.TracedModel.load(folder / "saved")
     except cpu.CpuInferError as error:
         return {"outcome": NOT_LOADED, "reason": text_of(error)}
-    inputs: Mapping[str, torch.Tensor] = {}
-    for name, inputs, valid, decoder_valid, wanted, refused in torch.load(folder / _FILE, weights_only=True):
+    example, answers = torch.load(folder / _FILE, weights_only=True)
+    for name, inputs, valid, decoder_valid, wanted, refused in answers:
         problem = differs(traced, Call(name, inputs, valid, decoder_valid), wanted)
         if (problem or {}).get("outcome") != (REFUSED if refused else None):
             text = f"{problem['outcome']}: {problem['reason']}" if problem else f"{name}: no longer refused"
             return {"outcome": NOT_LOADED, "reason": text}
-    return {} if not getattr(traced, "shapes", ()) else _unknown_shape_is_refused(traced, inputs)
+    return {} if not getattr(traced, "shapes", ()) else _unknown_shape_is_refused(traced, example)
 
 
-def _unknown_shape_is_refused(traced: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _unknown_shape_is_refused(traced: Any, example: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Without the eager model, a shape that has no trace has to be refused by name."""
     import cpuinfer_helpers as cpu
 
-    nine_rows = {name: tensor[:1].repeat(9, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
+    nine_rows = {name: tensor[:1].repeat(9, *[1] * (tensor.dim() - 1)) for name, tensor in example.items()}
     try:
         traced(**nine_rows)
     except cpu.InputError as error:
