@@ -13,7 +13,7 @@ help:
 	@echo "make run           run every notebook at full size and write readable pages to build/"
 	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, model families, answers (an hour)"
 	@echo "make bench-trainer the whole run_qa flow, transformers' own Trainer against ours (ten minutes)"
-	@echo "make sweep         every architecture that transformers has for five tasks: traced and right, or refused and why (minutes)"
+	@echo "make sweep         every architecture that transformers has for thirteen tasks, by four recipes: right, or refused and why (an hour)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
 	@echo "make test-avx2     those tests and notebooks that depend on the CPU, with this one held back to AVX2"
 	@echo "make test-current-avx2   the same on the current stack"

@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-TASKS = {
-    "question answering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
-    "text classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "token classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-    "image classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    "audio classification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE, EMBEDDINGS = "multiple choice", "sequence to sequence", "embeddings"
+TASKS: dict[str, tuple[str, ...]] = {
+    "question answering": ("FOR_QUESTION_ANSWERING",),
+    "text classification": ("FOR_SEQUENCE_CLASSIFICATION",),
+    "token classification": ("FOR_TOKEN_CLASSIFICATION",),
+    "image classification": ("FOR_IMAGE_CLASSIFICATION",),
+    "audio classification": ("FOR_AUDIO_CLASSIFICATION",),
+    MULTIPLE_CHOICE: ("FOR_MULTIPLE_CHOICE",),
+    "masked language modelling": ("FOR_MASKED_LM",),
+    "causal language modelling": ("FOR_CAUSAL_LM",),
+    "next sentence prediction": ("FOR_NEXT_SENTENCE_PREDICTION",),
+    SEQUENCE_TO_SEQUENCE: ("FOR_SEQ_TO_SEQ_CAUSAL_LM",),
+    "object detection": ("FOR_OBJECT_DETECTION",),
+    "image segmentation": (
+        "FOR_IMAGE_SEGMENTATION",
+        "FOR_INSTANCE_SEGMENTATION",
+        "FOR_SEMANTIC_SEGMENTATION",
+        "FOR_UNIVERSAL_SEGMENTATION",
+    ),
+    EMBEDDINGS: ("",),
 }
+# Tasks whose inputs are others than those that the same class gets for another task.
+_OWN_INPUTS = (MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE)
 
 
 @dataclass(frozen=True)
@@ -30,12 +46,23 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """Every class once, in the order of the tasks and of their names."""
+    """Every class once, and again where another task gives it other inputs; in the order of tasks and names."""
+    cases: dict[tuple[str, str], Case] = {}
+    for task, mappings in TASKS.items():
+        for mapping in mappings:
+            for family, name in _classes(mapping):
+                inputs = task if task in _OWN_INPUTS else ""
+                cases.setdefault((name, inputs), Case(name, task, family))
+    return list(cases.values())
+
+
+def _classes(mapping: str) -> list[tuple[str, str]]:
+    """Family and name of each class of one of the auto classes' tables."""
     from transformers.models.auto import modeling_auto
 
-    cases: dict[str, Case] = {}
-    for task, mapping in TASKS.items():
-        for family, names in sorted(getattr(modeling_auto, mapping).items()):
-            for name in (names,) if isinstance(names, str) else names:
-                cases.setdefault(name, Case(name, task, family))
-    return list(cases.values())
+    table = getattr(modeling_auto, f"MODEL_{mapping}_MAPPING_NAMES".replace("__", "_"))
+    return [
+        (family, name)
+        for family, names in sorted(table.items())
+        for name in ((names,) if isinstance(names, str) else names)
+    ]

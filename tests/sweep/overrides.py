@@ -7,20 +7,42 @@ from typing import Any
 
 import torch
 
+from sweep.overrides_images import IMAGE_OVERRIDES, IMAGE_SIZES
+
 _MISTRAL_4 = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16}
 _DEEPSEEK = {**_MISTRAL_4, "n_group": 1, "topk_group": 1, "head_dim": 8, "num_key_value_heads": 4}
 _PERCEIVER = {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2, "num_blocks": 1}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 _HYBRID = {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 8}
 _SWIN = {"image_size": 32, "patch_size": 4, "window_size": 4, "depths": [2, 2], "num_heads": [2, 4], "embed_dim": 16}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _QWEN_3 = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+_ONE_CODEBOOK = {"num_codebooks": 1}
+_WHISPER = {"max_source_positions": 30, "num_mel_bins": 16, "max_target_positions": 20}
 _RESNET_V2 = {"hidden_sizes": [32, 32, 64, 64], "embedding_size": 32, "num_groups": 8}
+_REFORMER = {
+    "axial_pos_shape": [8, 20],
+    "axial_pos_embds_dim": [8, 24],
+    "attn_layers": ["local", "lsh"],
+    "local_attn_chunk_length": 4,
+    "lsh_attn_chunk_length": 4,
+    "num_buckets": 4,
+    "hash_seed": 0,
+}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **IMAGE_OVERRIDES,
     "axk1": _DEEPSEEK,
     "deepseek_v2": _DEEPSEEK | {"num_experts_per_tok": 2},
     "deepseek_v3": _DEEPSEEK,
     "mistral4": _MISTRAL_4 | {"n_group": 1, "topk_group": 1, "num_key_value_heads": 4, "head_dim": 16},
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu"), _DEEPSEEK),
+    **dict.fromkeys(("bamba", "granitemoehybrid"), _MAMBA),
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 8, "chunk_size": 8},
+    "ernie4_5_moe": {"moe_k": 2, "moe_num_experts": 4},
+    "codegen": {"rotary_dim": 4},
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "bit": _RESNET_V2,
     "bros": {"dim_bbox": 8, "hidden_size": 64, "num_attention_heads": 4},
     "cohere_compass_text": {
@@ -66,7 +88,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lxmert": {"num_qa_labels": 10, "visual_feat_dim": 16},
     "mobilevitv2": {"image_size": 64, "base_attn_unit_dims": [16, 16, 16], "width_multiplier": 0.25},
     "nemotron": {"num_key_value_heads": 2},
+    "encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "PerceiverForSequenceClassification": _PERCEIVER,
+    "PerceiverForMaskedLM": _PERCEIVER,
+    "PerceiverModel": _PERCEIVER,
     "PerceiverForImageClassificationLearned": {**_PERCEIVER, "d_model": 64, "image_size": 16},
     "PerceiverForImageClassificationFourier": {
         **_PERCEIVER,
@@ -82,15 +107,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     **dict.fromkeys(("qwen3_next", "qwen3_5_text"), _QWEN_3),
     "qwen3_5": {"text_config": _QWEN_3},
-    "reformer": {
-        "axial_pos_shape": [8, 20],
-        "axial_pos_embds_dim": [8, 24],
-        "attn_layers": ["local", "lsh"],
-        "local_attn_chunk_length": 4,
-        "lsh_attn_chunk_length": 4,
-        "num_buckets": 4,
-        "hash_seed": 0,
-    },
+    "reformer": _REFORMER,
+    "ReformerModelWithLMHead": _REFORMER | {"is_decoder": True},
     "shieldgemma2": {},
     "siglip2": {"vision_config": {"num_patches": 16, "patch_size": 8}},
     "t5": {"decoder_start_token_id": 0},
@@ -106,7 +124,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "backbone_config": {**_RESNET_V2, "model_type": "bit", "out_features": ["stage3"], "depths": [1, 1, 1, 1]}
     },
     "wav2vec2-bert": {"feature_projection_input_dim": 16},
-    "whisper": {"max_source_positions": 30, "num_mel_bins": 16, "max_target_positions": 20},
+    "whisper": _WHISPER,
+    "WhisperForCausalLM": _WHISPER | {"max_target_positions": 160},
+    # One sequence of codes in place of four, each a row.
+    **dict.fromkeys(("MusicgenForCausalLM", "MusicgenMelodyForCausalLM"), _ONE_CODEBOOK),
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
     "zamba": _HYBRID | {"num_hidden_layers": 5, "mamba_dt_rank": 4},
     "zamba2": {
@@ -125,6 +146,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 # What a configuration needs to be made at all.
 REQUIRED: dict[str, dict[str, Any]] = {
     "EsmConfig": {"vocab_size": 128, "mask_token_id": 5, "pad_token_id": 0},
+    "EncoderDecoderConfig": {"encoder": {"model_type": "bert"}, "decoder": {"model_type": "bert"}},
 }
 
 
@@ -172,6 +194,11 @@ def _patches(config: Any, pixels: torch.Tensor, generator: torch.Generator) -> d
     }
 
 
+def _task(config: Any, pixels: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The words of what is asked for ("the task is panoptic"), of a fixed length."""
+    return {"task_inputs": torch.randint(10, 120, (len(pixels), config.task_seq_len), generator=generator)}
+
+
 def _log_mel(name: str, bands: str, *, frames_last: bool, frames: str = "") -> Callable[..., dict[str, torch.Tensor]]:
     def make(config: Any, batch: int, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         length = _FRAMES[frames](config) if frames else size
@@ -197,6 +224,8 @@ FURTHER_INPUTS: dict[str, Callable[[Any, torch.Tensor, torch.Generator], dict[st
     "lxmert": _image_regions,
     "siglip2": _patches,
     "longformer": _three_separators,
+    "oneformer": _task,
+    "udop": _relative_boxes,
     "tapas": _table,
 }
 # Spectrograms, by model type.
@@ -206,4 +235,4 @@ FEATURES: dict[str, Callable[[Any, int, int, torch.Generator], dict[str, torch.T
     "whisper": _log_mel("input_features", "num_mel_bins", frames_last=True, frames="positions"),
 }
 # Where the usual example is too short or too long.
-EXAMPLE_SIZES: dict[str, int] = {"textnet": 64, "hiera": 64, "efficientformer": 224}
+EXAMPLE_SIZES: dict[str, int] = {**IMAGE_SIZES, "textnet": 64, "hiera": 64, "efficientformer": 224}

@@ -1,16 +1,17 @@
-"""The sample that the tests run: thirty classes of every difficult kind, and what has to come of each."""
+"""The sample that the tests run: classes of every difficult kind, and what has to come of each recipe."""
 
 from __future__ import annotations
 
-from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE
+from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE, TRACE
 
-# Class: what comes of it, and for a refusal a part of the reason. Where the two major versions of transformers differ,
+# What comes of a recipe, and for a refusal a part of the reason. Where the two major versions of transformers differ,
 # an entry for each.
-Expected = tuple[str, str] | dict[int, tuple[str, str]]
+Outcome = tuple[str, str]
+Expected = Outcome | dict[int, Outcome]
 _ONE = (RIGHT, "")
 _EACH = (RIGHT_BY_SHAPE, "")
 
-SAMPLE: dict[str, Expected] = {
+_TRACED: dict[str, Expected] = {
     # Positions, chunks and windows that Python computes from the length.
     "FunnelForQuestionAnswering": _EACH,
     "LongformerForTokenClassification": _EACH,
@@ -51,7 +52,19 @@ SAMPLE: dict[str, Expected] = {
 }
 
 
-def expected(name: str, major: int) -> tuple[str, str]:
-    """What has to come of a class under this major version of transformers."""
-    entry = SAMPLE[name]
+# Further tasks, and the recipes beside tracing.
+_RECIPES: dict[str, dict[str, Expected]] = {
+    "BertForMultipleChoice": {TRACE: _ONE, "onnxruntime-fp32": _ONE},
+    "T5ForConditionalGeneration": {TRACE: _ONE, "openvino-fp32": _ONE},
+    "BertForMaskedLM": {"onednn-graph-fp32": _ONE},
+    "DetrForObjectDetection": {TRACE: _ONE},
+    "CLIPModel": {TRACE: _ONE},
+}
+# Class: what comes of each of its recipes.
+SAMPLE = {name: {TRACE: outcome} for name, outcome in _TRACED.items()} | _RECIPES
+
+
+def expected(name: str, recipe: str, major: int) -> Outcome:
+    """What has to come of a class and a recipe under this major version of transformers."""
+    entry = SAMPLE[name][recipe]
     return entry[major] if isinstance(entry, dict) else entry

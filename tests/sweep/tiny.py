@@ -38,7 +38,9 @@ _SIZES: dict[str, Any] = {
         "num_decoder_layers l_layers x_layers r_layers num_blocks_layers".split(),
         LAYERS,
     ),
-    **dict.fromkeys("vocab_size entity_vocab_size pronunciation_vocab_size shape_vocab_size".split(), 128),
+    **dict.fromkeys(
+        "vocab_size vocab_size_per_layer_input entity_vocab_size pronunciation_vocab_size shape_vocab_size".split(), 128
+    ),
     **dict.fromkeys("max_position_embeddings n_positions max_seq_len max_seq_length max_sequence_length".split(), 160),
     **dict.fromkeys("num_experts num_local_experts n_routed_experts moe_num_experts".split(), 4),
     **dict.fromkeys("num_experts_per_tok num_experts_per_token moe_top_k top_k_experts".split(), 2),
@@ -52,7 +54,14 @@ _SIZES: dict[str, Any] = {
     "block_size": 4,
     "bottleneck_size": 16,
 }
-_SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 3, "sep_token_id": 4}
+_SPECIAL_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "cls_token_id": 3,
+    "sep_token_id": 4,
+}
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
 
 
@@ -93,6 +102,9 @@ def shrink(defaults: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
             kept = {"model_type": value["model_type"]} if value.get("model_type") else {}
             changed[name] = {**kept, **shrink(value)}
+        elif isinstance(value, dict) and "mrope_section" in value:
+            # Three parts of half a head.
+            changed[name] = {**value, "mrope_section": [2, 1, 1]}
         elif name in _SPECIAL_TOKENS:
             changed[name] = _SPECIAL_TOKENS[name]
         elif name in _SIZES and isinstance(value, (int, float)) and not isinstance(value, bool):

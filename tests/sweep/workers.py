@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import shutil
@@ -17,53 +18,66 @@ from pathlib import Path
 from typing import Any
 
 from sweep.classes import Case
-from sweep.trial import NOT_LOADED, STOPPED, load_and_check, trace_and_check
+from sweep.subject import Subject
+from sweep.trial import NO_EAGER, NOT_LOADED, STOPPED, TRACE, load_and_check, prepare_and_check, text_of
 
+# For each recipe, and for what the eager model has to answer before.
 SECONDS = 180
 MEGABYTES = 3000
 _INTERVAL = 0.05
+Job = tuple[Case, tuple[str, ...]]
 
 
 @dataclass
 class _Running:
-    """One case under way."""
+    """A process under way: the leader of a class, or one recipe of it."""
 
-    case: Case
     pid: int
-    folder: Path
     started: float = field(default_factory=time.monotonic)
     peak: int = 0
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been running."""
+        return time.monotonic() - self.started
 
-def run_all(cases: Sequence[Case], workers: int = 2, seconds: float = SECONDS) -> Iterator[dict[str, Any]]:
-    """Run the cases, so many at a time; yields each result as it comes.
+    def stopped_for(self, seconds: float) -> str | None:
+        """Why it has to be stopped, or None."""
+        self.peak = max(self.peak, _resident_megabytes(self.pid))
+        if self.seconds > seconds:
+            return f"not finished after {seconds:.0f} s"
+        return f"uses more than {MEGABYTES} MB" if self.peak > MEGABYTES else None
+
+
+def run_all(jobs: Sequence[Job], workers: int = 2, seconds: float = SECONDS) -> Iterator[dict[str, Any]]:
+    """Run classes, so many at a time, each by its recipes; yields a result for each recipe, class by class.
 
     The processes are forked, so nothing may have used torch's threads in this one before.
     """
-    waiting = list(reversed(cases))
-    running: list[_Running] = []
+    waiting = list(reversed(jobs))
+    running: list[tuple[Job, _Running, Path]] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(waiting.pop()))
+                running.append(_start(waiting.pop(), seconds))
             time.sleep(_INTERVAL)
-            for job in list(running):
-                result = _look_at(job, seconds)
-                if result is not None:
-                    running.remove(job)
-                    yield result
+            for entry in list(running):
+                results = _look_at(*entry, seconds)
+                if results is not None:
+                    running.remove(entry)
+                    yield from results
     finally:
-        for job in running:
-            _end(job)
+        for _, leader, folder in running:
+            _end(leader, folder)
 
 
-def _start(case: Case) -> _Running:
+def _start(job: Job, seconds: float) -> tuple[Job, _Running, Path]:
     folder = Path(tempfile.mkdtemp(prefix="sweep-"))
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        _child(lambda: _both_stages(case, folder))
-    return _Running(case, pid, folder)
+        _child(lambda: _lead(job, folder, seconds))
+    return job, _Running(pid), folder
 
 
 def _child(function: Callable[[], None]) -> None:
@@ -79,23 +93,76 @@ def _child(function: Callable[[], None]) -> None:
         os._exit(code)
 
 
-def _both_stages(case: Case, folder: Path) -> None:
-    """Trace in one process and load in another: neither knows what the other has in memory."""
-    result = _stage(folder, "trace", lambda: trace_and_check(case, folder))
-    if (folder / "saved").exists():
-        result |= _stage(folder, "load", lambda: load_and_check(folder))
-    _write(folder / "result", result)
-
-
-def _stage(folder: Path, name: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _lead(job: Job, folder: Path, seconds: float) -> None:
+    """Prepare in one process and load in another: neither knows what the other has in memory."""
+    _silence(folder / "log")
     pid = os.fork()
     if pid == 0:
-        _child(lambda: _write(folder / name, _limited(folder, function)))
+        _child(lambda: _try_recipes(job, folder, seconds))
+    why = _awaited(pid, folder / "log")
+    (folder / "ready").touch()
+    if why is not None:
+        _write(folder / "failed", {"outcome": STOPPED, "reason": why})
+    if (folder / "saved").exists():
+        found = _watched(folder, "load", lambda: load_and_check(folder), seconds)
+        _write(folder / TRACE, _read(folder / TRACE) | found)
+
+
+def _try_recipes(job: Job, folder: Path, seconds: float) -> None:
+    """Build the model once, and fork a process for each recipe."""
+    case, recipes = job
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _limit_memory()
+    try:
+        subject = Subject.of(case)
+    except Exception as error:  # whatever keeps a class from running is what the report says of it
+        _write(folder / "failed", {"outcome": NO_EAGER, "reason": text_of(error)})
+        return
+    (folder / "ready").touch()
+    for recipe in recipes:
+        result = _watched(folder, recipe, lambda recipe=recipe: prepare_and_check(subject, recipe, folder), seconds)
+        _write(folder / recipe, result)
+
+
+def _watched(folder: Path, name: str, function: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What a function returns in a process of its own, or how that ended; with its time and memory."""
+    part = folder / f"{name}.result"
+    pid = os.fork()
+    if pid == 0:
+        _child(lambda: (_limit_memory(), _write(part, function())))
+    running = _Running(pid)
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        why = _how_it_ended(status, folder / "log") if done else running.stopped_for(seconds)
+        if done or why:
+            break
+        time.sleep(_INTERVAL)
+    if not done:
+        _kill(pid)
+    used = {f"{'load ' if name == 'load' else ''}seconds": round(running.seconds, 1), "megabytes": running.peak}
+    if why is None and part.exists():
+        return _read(part) | used
+    why = why or "the process ended without a result"
+    return {"outcome": NOT_LOADED if name == "load" else STOPPED, "reason": why, **used}
+
+
+def _kill(pid: int) -> None:
+    """End a process that we started; whatever it started goes with the group of its class."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _awaited(pid: int, log: Path) -> str | None:
     _, status = os.waitpid(pid, 0)
-    if status or not (folder / name).exists():
-        why = f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else _last_line(folder / "log")
-        return {"outcome": STOPPED if name == "trace" else NOT_LOADED, "reason": f"the process ended by itself: {why}"}
-    return json.loads((folder / name).read_text())
+    return _how_it_ended(status, log)
+
+
+def _how_it_ended(status: int, log: Path) -> str | None:
+    if not status:
+        return None
+    why = f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else _last_line(log)
+    return f"the process ended by itself: {why}"
 
 
 def _last_line(log: Path) -> str:
@@ -103,12 +170,15 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "nothing in its log")[:300]
 
 
-def _limited(folder: Path, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _limit_memory() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + 2 * MEGABYTES * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    _silence(folder / "log")
-    return function()
+    resource.setrlimit(resource.RLIMIT_AS, (min(limit, _hard_limit()), _hard_limit()))
+
+
+def _hard_limit() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    return 2**63 - 1 if hard == resource.RLIM_INFINITY else hard
 
 
 def _silence(log: Path) -> None:
@@ -119,47 +189,48 @@ def _silence(log: Path) -> None:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".part")
+    unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(json.dumps(value))
     unfinished.rename(path)
 
 
-def _look_at(job: _Running, seconds: float) -> dict[str, Any] | None:
-    done, _ = os.waitpid(job.pid, os.WNOHANG)
-    used = time.monotonic() - job.started
-    result: dict[str, Any] | None = None
-    if done:
-        path = job.folder / "result"
-        stopped = {"outcome": STOPPED, "reason": "the process ended without a result"}
-        result = json.loads(path.read_text()) if path.exists() else stopped
-    else:
-        job.peak = max(job.peak, _resident_megabytes(job.pid))
-        if used > seconds:
-            result = {"outcome": STOPPED, "reason": f"not finished after {seconds:.0f} s"}
-        elif job.peak > MEGABYTES:
-            result = {"outcome": STOPPED, "reason": f"uses more than {MEGABYTES} MB"}
-    if result is None:
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _look_at(job: Job, leader: _Running, folder: Path, seconds: float) -> list[dict[str, Any]] | None:
+    """The results of a class that has ended or has to be stopped; None while it runs."""
+    done, _ = os.waitpid(leader.pid, os.WNOHANG)
+    # From then on the leader watches its recipes itself.
+    why = None if (folder / "ready").exists() else leader.stopped_for(seconds)
+    if not done and why is None:
         return None
-    _end(job, done=bool(done))
-    head = {"name": job.case.name, "task": job.case.task, "family": job.case.family}
-    return {**head, **result, "seconds": round(used, 1), "megabytes": job.peak}
+    case, recipes = job
+    head = {"name": case.name, "task": case.task, "family": case.family}
+    failed = {"outcome": STOPPED, "reason": why or "the process ended without a result"}
+    if (folder / "failed").exists():
+        failed = _read(folder / "failed")
+    found = [_read(folder / recipe) if (folder / recipe).exists() else failed for recipe in recipes]
+    used = {"class seconds": round(leader.seconds, 1)}
+    _end(leader, folder, done=bool(done))
+    return [{**head, "recipe": recipe, **used, **result} for recipe, result in zip(recipes, found, strict=True)]
 
 
-def _end(job: _Running, done: bool = False) -> None:
-    """End the whole group of a job, whose leader we started, and remove what it wrote."""
+def _end(leader: _Running, folder: Path, done: bool = False) -> None:
+    """End the whole group of a class, whose leader we started, and remove what it wrote."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(job.pid, signal.SIGKILL)
+        os.killpg(leader.pid, signal.SIGKILL)
     if not done:
-        os.waitpid(job.pid, 0)
-    shutil.rmtree(job.folder, ignore_errors=True)
+        os.waitpid(leader.pid, 0)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _resident_megabytes(group: int) -> int:
-    """Resident memory of the largest process of a group, in MB."""
+def _resident_megabytes(pid: int) -> int:
+    """Resident memory of the largest of a process and its children, in MB."""
     largest = 0
-    for children in (str(group), *_children(group)):
+    for process in (str(pid), *_children(pid)):
         try:
-            largest = max(largest, int(Path(f"/proc/{children}/statm").read_text().split()[1]))
+            largest = max(largest, int(Path(f"/proc/{process}/statm").read_text().split()[1]))
         except (OSError, IndexError):  # it has just ended
             continue
     return largest * resource.getpagesize() // 2**20
