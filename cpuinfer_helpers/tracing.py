@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers import graph
+from cpuinfer_helpers import graph, switches
 from cpuinfer_helpers.adapter import NamedInputs, eager_answers, named_inputs
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.each_shape import ShapeTrace, TracedEachShape
@@ -121,7 +121,7 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
         Those that tracing raised.
     """
     recorded: list[str] = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
+    with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
         with traceable_operators(experts=number_of_experts(model)):
             module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
@@ -275,7 +275,7 @@ class _Job:
         recorded: list[str] = []
         started = time.perf_counter()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
+            with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
                 experts = number_of_experts(self.model)
                 with traceable_operators(random_is_constant=self.verify, experts=experts):
                     module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
@@ -381,31 +381,35 @@ class _Job:
 
 
 class _Collector(logging.Handler):
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.messages = messages
+    """Collects this thread's messages; those of other threads go to the handlers that there were."""
+
+    def __init__(self, messages: list[str], others: Sequence[logging.Handler]) -> None:
+        super().__init__()
+        self.messages, self.others = messages, tuple(others)
+        self.thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(f"{record.name}: {' '.join(record.getMessage().split())}")
+        if record.thread != self.thread:
+            for handler in self.others:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+        elif record.levelno >= logging.WARNING:
+            self.messages.append(f"{record.name}: {' '.join(record.getMessage().split())}")
 
 
 @contextmanager
 def _transformers_log_collected(messages: list[str]) -> Iterator[None]:
     """Tracing looks at every attribute of a model, and transformers logs a warning at some of them."""
     library = logging.getLogger("transformers")
-    handlers, propagate = library.handlers, library.propagate
-    library.handlers, library.propagate = [_Collector(messages)], False
-    try:
+    collector = _Collector(messages, library.handlers)
+    with switches.attributes(library, handlers=[collector], propagate=False):
         yield
-    finally:
-        library.handlers, library.propagate = handlers, propagate
 
 
 @contextmanager
 def _record_warnings(messages: list[str]) -> Iterator[None]:
     """Collect every warning for the receipt, which is where they are shown."""
-    with _transformers_log_collected(messages), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _transformers_log_collected(messages), switches.warnings_caught() as caught:
         try:
             yield
         finally:

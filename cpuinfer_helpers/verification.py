@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.receipts import Check
@@ -316,7 +317,7 @@ def tolerance_for(
 
 def run_seeded(function: Answer, inputs: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:
     """One call under a fixed seed, without gradients; the process's random state is restored."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), switches.random_state_kept():
         torch.manual_seed(seed)
         return take_apart(function(inputs))[0]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.copies import shared_copy
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -69,7 +70,8 @@ def _rebuilt(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = implementation
-    with torch.device("meta"):
+    # Transformers sets the default dtype of the process while it constructs.
+    with switches.held(), torch.device("meta"):
         rebuilt = type(model)._from_config(config, attn_implementation=implementation)
     for name, part in model.named_modules():
         target = rebuilt.get_submodule(name)

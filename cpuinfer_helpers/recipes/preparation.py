@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.adapter import eager_answers, named_inputs
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
@@ -196,7 +197,7 @@ class _Job:
         before = _fingerprint(self.request.model)
         started = time.perf_counter()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), switches.random_state_kept():
                 build = self.recipe.build(self.request)
                 first = build.answer(dict(self.request.inputs.tensors))
         except RecipeError:

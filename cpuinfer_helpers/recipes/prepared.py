@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.carrying import Carried
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
@@ -15,8 +16,11 @@ from cpuinfer_helpers.signature import BoundInputs
 
 Tensors = Mapping[str, torch.Tensor]
 
+# Their runtimes start threads when a model is prepared.
+_WITH_THREADS = ("openvino-", "onnxruntime-")
 
-class PreparedModel(Displayed):
+
+class PreparedModel(Displayed, Carried):
     """A model prepared by a recipe, or the eager model that answers in its place; made by :meth:`Recipe.prepare`.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, in the model's own dtype,
@@ -35,6 +39,10 @@ class PreparedModel(Displayed):
     config
         The model's configuration, as ``model.config``; None for models without one.
     """
+
+    _shared = ("build", "_answer", "_output")
+    _derived = ("_names",)
+    _elsewhere = "prepare the model in the other process, or save what optimize() gives and load it there"
 
     def __init__(
         self,
@@ -59,6 +67,17 @@ class PreparedModel(Displayed):
         self.spec = spec
         self._output = builder(spec) if spec else None
         self._dtypes = dict(dtypes)
+
+    @property
+    def _compiled(self) -> bool:
+        return self.build is not None
+
+    @property
+    def _own_threads(self) -> bool:
+        return self.prepared and self.recipe.startswith(_WITH_THREADS) and self.receipt.threads != 1
+
+    def _derive(self) -> None:
+        self._names = self._inputs.tensors.keys()
 
     @property
     def prepared(self) -> bool:
@@ -102,6 +121,7 @@ class PreparedModel(Displayed):
         InputError
             If an input is missing or unknown, or is a constant with another value.
         """
+        self._refuse_fork()
         if inputs.keys() != self._names:
             inputs = self._inputs.only_tensors(inputs)
         with torch.no_grad():
