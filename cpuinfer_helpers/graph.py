@@ -14,6 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from cpuinfer_helpers import switches
 from cpuinfer_helpers.machine import native_stderr_logged
 
+onednn_fusion = switches.onednn_fusion
+
 # The profiling executor records shapes on the first calls and optimises after them (FACTS: two to three calls).
 CALLS_UNTIL_OPTIMISED = 3
 # Operators that hold others which run as one kernel.
