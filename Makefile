@@ -4,7 +4,7 @@
 
 START = sh tools/start.sh
 
-.PHONY: help lab test test-current test-avx2 test-current-avx2 run bench bench-trainer sweep sweep-current doctor clean
+.PHONY: help lab test test-current test-avx2 test-current-avx2 run bench bench-trainer sweep sweep-current soak soak-current doctor clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make test-avx2     those tests and notebooks that depend on the CPU, with this one held back to AVX2"
 	@echo "make test-current-avx2   the same on the current stack"
 	@echo "make sweep-current the same as make sweep, on the current stack"
+	@echo "make soak          tracing, preparing and calling in 8 threads at once while another one trains (ten minutes)"
+	@echo "make soak-current  the same as make soak, on the current stack"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"
 	@echo "PYTHON=python3.12  after any of them: the Python to build the environment with (3.10 to 3.13)"
@@ -45,6 +47,12 @@ sweep:
 
 sweep-current:
 	@$(START) current tools/sweep.py
+
+soak:
+	@$(START) guide tools/soak.py
+
+soak-current:
+	@$(START) current tools/soak.py
 
 test-current:
 	@$(START) current tools/check.py

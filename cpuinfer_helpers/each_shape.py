@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.artifacts import new_artifact
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import InputError, TraceError, first_line
@@ -67,6 +69,8 @@ class TracedEachShape(TracedModel):
     """
 
     _kind = "cpuinfer-traced-model-each-shape"
+    _shared = (*TracedModel._shared, "_make", "_traces")
+    _derived = (*TracedModel._derived, "_guard")
 
     def __init__(
         self,
@@ -91,19 +95,31 @@ class TracedEachShape(TracedModel):
         self._make = make
         self._traces: OrderedDict[Shape, tuple[Callable[..., Any], ShapeTrace]] = OrderedDict()
         self._eager: dict[Shape, str] = {}
+        # Held for a moment, never while a trace is made: calls of shapes that are known do not wait for a new one.
+        self._guard = threading.RLock()
         for shape, trace in traces.items():
             self._traces[shape] = (self._answer_of(trace), trace)
         self._note()
 
+    def _derive(self) -> None:
+        super()._derive()
+        self._guard = threading.RLock()
+
+    def _state(self) -> dict[str, Any]:
+        with self._guard:
+            return super()._state() | {"_traces": self._traces.copy(), "_eager": dict(self._eager)}
+
     @property
     def shapes(self) -> tuple[str, ...]:
         """The shapes that have a trace, by the first input: ``2 x 24``; the one called last comes last."""
-        return tuple(_text(shape) for shape in self._traces)
+        with self._guard:
+            return tuple(_text(shape) for shape in self._traces)
 
     @property
     def eager_shapes(self) -> Mapping[str, str]:
         """The shapes that the eager model answers, each with the reason."""
-        return {_text(shape): reason for shape, reason in self._eager.items()}
+        with self._guard:
+            return {_text(shape): reason for shape, reason in self._eager.items()}
 
     def __call__(self, **inputs: Any) -> Any:
         """Run the trace of this shape; see :class:`TracedModel` for the rest.
@@ -113,17 +129,13 @@ class TracedEachShape(TracedModel):
         InputError
             As for :class:`TracedModel`; and for a shape that was never traced, where there is no eager model.
         """
+        self._refuse_fork()
         if inputs.keys() != self._names:
             inputs = self._inputs.only_tensors(inputs)
         shape = tuple(inputs[name].shape for name in self._names)
-        found = self._traces.get(shape)
+        found = self._known(shape) or self._new_once(shape, inputs)
         if found is None:
-            if shape in self._eager:
-                return self._run_eager(inputs)
-            found = self._new(shape, inputs)
-            if found is None:
-                return self._run_eager(inputs)
-        self._traces.move_to_end(shape)
+            return self._run_eager(inputs)
         try:
             with torch.no_grad():
                 return found[0](inputs)
@@ -138,9 +150,11 @@ class TracedEachShape(TracedModel):
 
         Every trace carries the weights, so the folder is as many times their size as there are shapes.
         """
-        manifest = self._manifest() | {"outputs": [trace.spec.to_dict() for _, trace in self._traces.values()]}
+        with self._guard:
+            traces = [trace for _, trace in self._traces.values()]
+        manifest = self._manifest() | {"outputs": [trace.spec.to_dict() for trace in traces]}
         with new_artifact(directory, self._kind, manifest) as folder:
-            for number, (_, trace) in enumerate(self._traces.values()):
+            for number, trace in enumerate(traces):
                 write_module(trace.module, folder / _module_file(number))
                 write_named_tensors(trace.probe, folder / _probe_file(number))
         return Path(directory)
@@ -168,6 +182,24 @@ class TracedEachShape(TracedModel):
             f"each verified at its shape, takes {', '.join(self.input_names)}"
         )
 
+    def _known(self, shape: Shape) -> tuple[Callable[..., Any], ShapeTrace] | None:
+        with self._guard:
+            found = self._traces.get(shape)
+            if found is not None:
+                self._traces.move_to_end(shape)
+            return found
+
+    def _new_once(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Callable[..., Any], ShapeTrace] | None:
+        """The trace of a shape that had none a moment ago, made once however many threads ask for it."""
+        if shape in self._eager:
+            return None
+        # The lock under which traces are made anyway: a second one could be waited for in the other order.
+        with switches.held():
+            found = self._known(shape)
+            if found is not None or shape in self._eager:
+                return found
+            return self._new(shape, inputs)
+
     def _new(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Callable[..., Any], ShapeTrace] | None:
         """Make and keep the trace of a new shape; None if no trace is right there."""
         if self._make is None:
@@ -181,17 +213,20 @@ class TracedEachShape(TracedModel):
         except TraceError as error:
             self._refuse(shape, str(error))
             return None
-        self._traces[shape] = (self._answer_of(trace), trace)
-        while len(self._traces) > SHAPES_KEPT:
-            self._traces.popitem(last=False)
-        self._note()
-        return self._traces[shape]
+        new = (self._answer_of(trace), trace)
+        with self._guard:
+            self._traces[shape] = new
+            while len(self._traces) > SHAPES_KEPT:
+                self._traces.popitem(last=False)
+            self._note()
+        return new
 
     def _refuse(self, shape: Shape, reason: str) -> None:
         logger.warning("%s: the eager model answers for %s: %s", self.receipt.requested["model"], _text(shape), reason)
-        self._traces.pop(shape, None)
-        self._eager[shape] = reason
-        self._note()
+        with self._guard:
+            self._traces.pop(shape, None)
+            self._eager[shape] = reason
+            self._note()
 
     def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         with torch.no_grad():

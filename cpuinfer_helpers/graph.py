@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.machine import native_stderr_logged
+
+onednn_fusion = switches.onednn_fusion
 
 # The profiling executor records shapes on the first calls and optimises after them (FACTS: two to three calls).
 CALLS_UNTIL_OPTIMISED = 3
@@ -56,10 +58,10 @@ def executed_graph(
     torch.Graph
         The optimised graph of the last call.
     """
-    with torch.no_grad():
+    with switches.held(), torch.no_grad():
         for _ in range(calls):
             module(**inputs)
-    return torch.jit.last_executed_optimized_graph()
+        return torch.jit.last_executed_optimized_graph()
 
 
 def walk(block: Any) -> Iterator[Any]:
@@ -142,29 +144,9 @@ def linear_dtypes(module: torch.jit.ScriptModule, inputs: Mapping[str, torch.Ten
 
 
 @contextmanager
-def onednn_fusion(*, jit_autocast: bool) -> Iterator[None]:
-    """Let TorchScript optimise with oneDNN Graph; both switches are put back afterwards.
-
-    Parameters
-    ----------
-    jit_autocast
-        Whether TorchScript's own autocast pass runs. It must not for a module whose weights are in BF16.
-    """
-    fusion = torch.jit.onednn_fusion_enabled()
-    autocast = torch._C._jit_set_autocast_mode(jit_autocast)
-    torch.jit.enable_onednn_fusion(True)
-    try:
-        yield
-    finally:
-        torch.jit.enable_onednn_fusion(fusion)
-        torch._C._jit_set_autocast_mode(autocast)
-
-
-@contextmanager
 def jit_deprecations_ignored() -> Iterator[None]:
     """Silence the warning that torch gives from 2.10 on at every use of torch.jit; the course says it once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)
+    with switches.warnings_ignored(r".*torch\.jit\..* is deprecated", DeprecationWarning):
         yield
 
 

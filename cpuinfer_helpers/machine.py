@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import instructions
+from cpuinfer_helpers import instructions, switches
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 
@@ -257,12 +256,8 @@ def threads(count: int) -> Iterator[None]:
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InputError(f"threads: {count!r} is not a number of threads; give a whole number of at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
+    with switches.threads(count):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -278,20 +273,27 @@ def freed_memory_kept() -> Iterator[bool]:
     bool
         Whether this C library can do it: glibc's ``mallopt`` can. Elsewhere nothing changes.
     """
-    mallopt = _mallopt()
-    if mallopt is None:
+    if _mallopt() is None:
         yield False
         return
+    with _memory_kept.needed():
+        yield True
+
+
+def _keep_memory() -> None:
+    mallopt = _mallopt()
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
-    try:
-        yield True
-    finally:
-        mallopt(_M_MMAP_MAX, 65536)
-        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
-        ctypes.CDLL(None).malloc_trim(0)
 
 
+def _give_memory_back() -> None:
+    mallopt = _mallopt()
+    mallopt(_M_MMAP_MAX, 65536)
+    mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+_memory_kept = switches.Counted(_keep_memory, _give_memory_back)
 # mallopt(3): parameter numbers. 65536 and 128 KiB are the values that a process starts with.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -342,18 +344,13 @@ def native_stderr_logged() -> Iterator[None]:
 
     PyTorch's profiler reports its own comings and goings there, on every use; a notebook would show them as errors.
     """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as caught:
-        kept = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
+    lines: list[str] = []
+    try:
+        with switches.descriptor_collected(2, flush=lambda: sys.stderr.flush()) as lines:
             yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            caught.seek(0)
-            for line in caught.read().decode(errors="replace").splitlines():
-                logger.debug("native library: %s", line)
+    finally:
+        for line in lines:
+            logger.debug("native library: %s", line)
 
 
 def version_tuple(version: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.copies import EagerModel, changes_of_call, untouched
 from cpuinfer_helpers.equality import difference, valid_part
@@ -179,7 +180,7 @@ class Reference:
 
 def run_seeded(function: Callable[[Tensors], Any], inputs: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:
     """One call under a fixed seed, without gradients; the process's random state is restored."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), switches.random_state_kept():
         torch.manual_seed(seed)
         return take_apart(function(inputs))[0]
 

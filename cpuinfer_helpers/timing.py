@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.display import Displayed, Table, bar_chart, format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine import MachineReport, machine_report
@@ -556,7 +557,7 @@ def _best_rate(make: Callable[[int, int, int], _Product], budget_s: float) -> fl
     rates = [0.0]
     for rows, inner, outer in _GEMM_SHAPES:
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), switches.random_state_kept():
                 product = make(rows, inner, outer)
                 timing = measure(product, budget_s=budget_s, relative_width=0.05)
         except (RuntimeError, AttributeError) as error:

@@ -7,13 +7,14 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch._functorch.vmap
 from torch.overrides import TorchFunctionMode
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import TraceError
 from cpuinfer_helpers.receipts import BRANCH
 
@@ -30,7 +31,7 @@ _SCATTERS = (torch.scatter, torch.Tensor.scatter, torch.Tensor.scatter_)
 def traceable_operators(
     *, random_is_constant: bool = False, experts: int | None = None, own_code: Container[str] = ()
 ) -> Iterator[None]:
-    """Have what is traced inside written down as plain operators; everything is put back afterwards.
+    """Have what is traced inside written down as plain operators; other threads do not see it.
 
     Parameters
     ----------
@@ -68,15 +69,11 @@ def traceable_operators(
     masks = sys.modules.get("transformers.masking_utils")
     if hasattr(masks, "_vmap_expansion_sdpa") and hasattr(masks, "_non_vmap_expansion_sdpa"):
         replaced.append((masks, "_vmap_expansion_sdpa", _broadcast_mask))
-    before = [vars(owner)[name] for owner, name, _ in replaced]
-    for owner, name, value in replaced:
-        setattr(owner, name, value)
-    try:
-        with _Replaced(random_is_constant, experts, own_code):
-            yield
-    finally:
-        for (owner, name, _), value in zip(replaced, before, strict=True):
-            setattr(owner, name, value)
+    with ExitStack() as stack:
+        for owner, name, value in replaced:
+            stack.enter_context(switches.patched(owner, name, value))
+        stack.enter_context(_Replaced(random_is_constant, experts, own_code))
+        yield
 
 
 class _Replaced(TorchFunctionMode):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.artifacts import MODULE_FILE, kind_of, new_artifact, read_manifest
+from cpuinfer_helpers.carrying import Carried
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.equality import Valid, difference
 from cpuinfer_helpers.errors import ArtifactError, first_line
@@ -28,7 +29,7 @@ logger = logging.getLogger("cpuinfer_helpers")
 PROBE_FILE = "probe.safetensors"
 
 
-class TracedModel(Displayed):
+class TracedModel(Displayed, Carried):
     """A traced model, or the eager model that answers in its place; made by :func:`trace_model` and :meth:`load`.
 
     Call it with the keyword inputs that it was traced with; it returns the model's own output class, without gradients.
@@ -51,6 +52,9 @@ class TracedModel(Displayed):
 
     _kind = "cpuinfer-traced-model"
     _format_version = 1
+    _shared = ("module", "_model", "_build")
+    _derived = ("_names",)
+    _elsewhere = "save(folder) here, and TracedModel.load(folder) in the other process"
 
     def __init__(
         self,
@@ -75,6 +79,13 @@ class TracedModel(Displayed):
         self._build = builder(spec) if spec else None
         self.probe = probe
         self.sizes = sizes
+
+    @property
+    def _compiled(self) -> bool:
+        return self.module is not None
+
+    def _derive(self) -> None:
+        self._names = self._inputs.tensors.keys()
 
     @property
     def traced(self) -> bool:
@@ -114,6 +125,7 @@ class TracedModel(Displayed):
             If an input is missing, is not one of the trace's, or is a constant with another value than the traced one;
             or has a size beyond those at which the trace was compared with the model.
         """
+        self._refuse_fork()
         if self.module is None:
             with torch.no_grad():
                 return self._model(**{**self._inputs.constants, **inputs})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers import graph
+from cpuinfer_helpers import graph, switches
 from cpuinfer_helpers.adapter import NamedInputs, named_inputs
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.each_shape import ShapeTrace, TracedEachShape
@@ -99,7 +99,7 @@ def trace_model(
     _check_choice("on_failure", on_failure, _ON_FAILURE)
     job = _Job(Reference.of(model, example_inputs), input_style, freeze, verify)
     try:
-        with torch.inference_mode(False):
+        with switches.held(), torch.inference_mode(False):
             return job.run_each_shape() if each_shape else job.run()
     except TraceError as error:
         if on_failure == "raise":
@@ -119,7 +119,7 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
         Those that tracing raised.
     """
     recorded: list[str] = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
+    with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
         with traceable_operators(experts=number_of_experts(model), own_code=own_code_of(model)):
             module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
@@ -197,12 +197,16 @@ class _Job:
         receipt = self._receipt(trace.module, trace.spec)
         return TracedEachShape(
             traces={shape: trace},
-            make=lambda tensors: self._again(tensors)._first_right_at_shape(),
+            make=self._make,
             inputs=self.inputs,
             receipt=receipt.with_evidence(**{"no single trace": reason}),
             model=self.model,
             config=self.reference.config,
         )
+
+    def _make(self, tensors: dict[str, torch.Tensor]) -> ShapeTrace:
+        with switches.held(), torch.inference_mode(False):
+            return self._again(tensors)._first_right_at_shape()
 
     def _ways(self) -> Iterator[_Job]:
         """This job, and the same with padding in what is traced, for models that look whether there is any."""
@@ -260,7 +264,7 @@ class _Job:
         recorded: list[str] = []
         started = time.perf_counter()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _record_warnings(recorded):
+            with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
                 experts, own = number_of_experts(self.model), own_code_of(self.model)
                 with traceable_operators(random_is_constant=self.verify, experts=experts, own_code=own):
                     module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
@@ -349,31 +353,35 @@ class _Job:
 
 
 class _Collector(logging.Handler):
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.messages = messages
+    """Collects this thread's messages; those of other threads go to the handlers that there were."""
+
+    def __init__(self, messages: list[str], others: Sequence[logging.Handler]) -> None:
+        super().__init__()
+        self.messages, self.others = messages, tuple(others)
+        self.thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(f"{record.name}: {' '.join(record.getMessage().split())}")
+        if record.thread != self.thread:
+            for handler in self.others:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+        elif record.levelno >= logging.WARNING:
+            self.messages.append(f"{record.name}: {' '.join(record.getMessage().split())}")
 
 
 @contextmanager
 def _transformers_log_collected(messages: list[str]) -> Iterator[None]:
     """Tracing looks at every attribute of a model, and transformers logs a warning at some of them."""
     library = logging.getLogger("transformers")
-    handlers, propagate = library.handlers, library.propagate
-    library.handlers, library.propagate = [_Collector(messages)], False
-    try:
+    collector = _Collector(messages, library.handlers)
+    with switches.attributes(library, handlers=[collector], propagate=False):
         yield
-    finally:
-        library.handlers, library.propagate = handlers, propagate
 
 
 @contextmanager
 def _record_warnings(messages: list[str]) -> Iterator[None]:
     """Collect every warning for the receipt, which is where they are shown."""
-    with _transformers_log_collected(messages), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _transformers_log_collected(messages), switches.warnings_caught() as caught:
         try:
             yield
         finally:

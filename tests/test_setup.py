@@ -402,7 +402,16 @@ def test_without_any_python_the_message_says_what_to_install(starter):
 def test_help_names_every_target():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE)) - {"help"}
-    on_both = {"test", "test-current", "test-avx2", "test-current-avx2", "sweep", "sweep-current"}
+    on_both = {
+        "test",
+        "test-current",
+        "test-avx2",
+        "test-current-avx2",
+        "sweep",
+        "sweep-current",
+        "soak",
+        "soak-current",
+    }
     assert targets == {"lab", "run", "bench", "bench-trainer", "doctor", "clean"} | on_both
     shown = set(re.findall(r'@echo "make ([a-z0-9-]+)', makefile))
     assert shown == targets

@@ -278,9 +278,7 @@ def make_environment(stack: Stack) -> None:
     say(f"Making {stack.folder} with Python {platform.python_version()}.")
     done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(stack.path)], env=pip_environment())
     if done.returncode:
-        raise SetupError(
-            f"'{sys.executable} -m venv' failed; its message is above. Another Python: PYTHON=..."
-        )
+        raise SetupError(f"'{sys.executable} -m venv' failed; its message is above. Another Python: PYTHON=...")
 
 
 def needs_new_environment(stack: Stack) -> bool:
@@ -299,9 +297,7 @@ def needs_new_environment(stack: Stack) -> bool:
 
 def check_platform() -> None:
     if platform.system() == "Darwin" and platform.machine() == "x86_64":
-        raise SetupError(
-            "PyTorch has no builds for Intel Macs after version 2.2; the course needs 2.8 or later."
-        )
+        raise SetupError("PyTorch has no builds for Intel Macs after version 2.2; the course needs 2.8 or later.")
 
 
 def install(stack: Stack) -> None:

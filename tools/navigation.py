@@ -1,7 +1,7 @@
 """Write the line of links at the top of every notebook: previous | contents | next.
 
-    python tools/navigation.py          list the notebooks whose line is out of date (exit code 1 if any)
-    python tools/navigation.py --write  bring them up to date
+python tools/navigation.py          list the notebooks whose line is out of date (exit code 1 if any)
+python tools/navigation.py --write  bring them up to date
 """
 
 from __future__ import annotations

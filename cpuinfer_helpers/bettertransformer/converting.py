@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.bettertransformer.hooks import INNER_OUTPUTS, guard, remove_capturing_hooks, unguard
 from cpuinfer_helpers.bettertransformer.layer import FastEncoderLayer
 from cpuinfer_helpers.bettertransformer.layouts import layout_of
@@ -188,6 +188,5 @@ def _around(model: torch.nn.Module, encoders: list[str]) -> list[torch.nn.Module
 
 def _warn_of_nested_tensors_now() -> None:
     """PyTorch warns once in a process that nested tensors are a prototype; nobody is to meet that in a later call."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with switches.warnings_ignored():
         torch._nested_tensor_from_mask(torch.zeros(1, 2, 1), torch.tensor([[True, False]]))

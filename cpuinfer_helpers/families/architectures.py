@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
+
 # Rows of the embedding table are looked up, not multiplied with: their number costs memory and hardly any time.
 _VOCABULARY = 2048
 # Of each sequence so much is padding. With a mask of ones alone the comparison would be unfair: eager models leave such
@@ -77,7 +79,7 @@ class Family:
         class_name, labels = _HEADS[task]
         settings = {**self.sizes, self.layers_name: layers * self.layer_factor, "vocab_size": _VOCABULARY}
         config = transformers.AutoConfig.for_model(self.name, **settings, num_labels=labels)
-        with torch.random.fork_rng(devices=[]):
+        with switches.random_state_kept():
             torch.manual_seed(seed)
             return getattr(transformers, class_name).from_config(config).eval()
 

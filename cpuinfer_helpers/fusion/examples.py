@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.fusion import patterns
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 16, 64, 2
@@ -102,7 +103,7 @@ class Example:
 
     def make(self, dtype: torch.dtype, seed: int = 0) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
         """The module in FP32 and in evaluation mode, and inputs of a dtype; the same for the same seed."""
-        with torch.random.fork_rng(devices=[]):
+        with switches.random_state_kept():
             torch.manual_seed(seed)
             module = self.module().eval()
             inputs = {name: torch.randn(shape).to(dtype) for name, shape in self.shapes.items()}

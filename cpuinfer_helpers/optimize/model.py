@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.carrying import Carried
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.comparison import RecipeResult
 from cpuinfer_helpers.display import Displayed, Table
@@ -17,7 +18,7 @@ from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.sizes import Sizes
 
 
-class OptimizedModel(Displayed):
+class OptimizedModel(Displayed, Carried):
     """A model that runs by the fastest recipe that kept its answers; made by :func:`optimize` and ``load_optimized``.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, without gradients.
@@ -38,6 +39,8 @@ class OptimizedModel(Displayed):
         What :func:`optimize` was given.
     """
 
+    _elsewhere = "save(folder) here, and load_optimized(folder) in the other process"
+
     def __init__(
         self,
         *,
@@ -54,6 +57,10 @@ class OptimizedModel(Displayed):
         self.remembered = remembered
         self.model = model
         self.tolerance = tolerance
+
+    @property
+    def _compiled(self) -> bool:
+        return self.prepared._compiled
 
     @property
     def recipe(self) -> str:

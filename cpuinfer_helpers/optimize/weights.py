@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import ArtifactError, first_line
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -145,7 +146,7 @@ def _new_model(described: Mapping[str, Any], folder: Path) -> torch.nn.Module:
             f"{folder} holds a {described['class'].partition(':')[2]}, which is no class of the transformers installed "
             "here: load_optimized(..., model=...) takes an instance of it, whose weights are replaced"
         )
-    with torch.random.fork_rng(devices=[]):
+    with switches.random_state_kept():
         return model_class._from_config(config, attn_implementation=described["attention"])
 
 

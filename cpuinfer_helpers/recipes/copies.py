@@ -8,6 +8,7 @@ import types
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.copies import is_plain, shared_copy
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -71,7 +72,8 @@ def _usual(model: torch.nn.Module, implementation: str) -> torch.nn.Module:
     """A model of this class and configuration as it is constructed, on the meta device."""
     config = copy.deepcopy(model.config)
     config._attn_implementation = implementation
-    with torch.device("meta"):
+    # Transformers sets the default dtype of the process while it constructs.
+    with switches.held(), torch.device("meta"):
         built = type(model)._from_config(config, attn_implementation=implementation).eval()
     if attention_of(built) != implementation:
         raise ValueError(f"it is built with {attention_of(built)} attention, not {implementation}")

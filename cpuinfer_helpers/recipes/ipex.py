@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import platform
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.machine import (
     detect_isa,
@@ -229,12 +228,8 @@ def _rows(tensors: dict[str, torch.Tensor]) -> int:
 
 @contextmanager
 def _calibration_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads, _CALIBRATION_THREADS))
-    try:
+    with switches.held(), switches.threads(max(torch.get_num_threads(), _CALIBRATION_THREADS)):
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def build_of(request: Request, traced: tuple[torch.jit.ScriptModule, tuple[str, ...]], model: torch.nn.Module) -> Build:
@@ -322,21 +317,9 @@ def parse_primitive(line: str) -> Primitive | None:
 @contextmanager
 def native_stdout() -> Iterator[list[str]]:
     """Collect what native libraries write to file descriptor 1; the list is filled on exit."""
-    lines: list[str] = []
     flush = ctypes.CDLL(None).fflush
-    sys.stdout.flush()
-    flush(None)
-    with tempfile.TemporaryFile() as caught:
-        kept = os.dup(1)
-        os.dup2(caught.fileno(), 1)
-        try:
-            yield lines
-        finally:
-            flush(None)
-            os.dup2(kept, 1)
-            os.close(kept)
-            caught.seek(0)
-            lines += caught.read().decode(errors="replace").splitlines()
+    with switches.descriptor_collected(1, flush=lambda: (sys.stdout.flush(), flush(None))) as lines:
+        yield lines
 
 
 def _products(primitives: Counter[Primitive]) -> Counter[str]:

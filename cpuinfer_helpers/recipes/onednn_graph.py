@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import graph
+from cpuinfer_helpers import graph, switches
 from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.machine import no_bf16_kernels
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
@@ -71,6 +71,8 @@ class PerShape:
         self._example_shape = self._shape_of(example)
         self._module = module
         self._as_it_is = self._new_function()
+        # Calls of each function that are over, apart for calls under autocast, of which TorchScript makes another plan.
+        self._calls: Counter[tuple[Any, bool]] = Counter()
         # None for a shape that has come once.
         self._functions: OrderedDict[tuple[torch.Size, ...], torch.jit.ScriptFunction | None] = OrderedDict()
         self._lock = Lock()
@@ -79,14 +81,27 @@ class PerShape:
         """Answer; what the first calls of a shape cost is said above."""
         tensors = {name: self._cast(tensors[name]) for name in self._names}
         shape = self._shape_of(tensors)
-        with graph.onednn_fusion(jit_autocast=False):
-            if shape == self._example_shape:
-                return self._module(**tensors)
-            function = self._function(shape)
-            if function is not None:
-                return function(*tensors.values(), *self._weights)
-            with torch.jit.optimized_execution(False):
-                return self._as_it_is(*tensors.values(), *self._weights)
+        if shape == self._example_shape:
+            return self._run(self._module, lambda: self._module(**tensors))
+        function = self._function(shape)
+        if function is not None:
+            return self._run(function, lambda: function(*tensors.values(), *self._weights))
+        # This switch belongs to the thread.
+        with torch.jit.optimized_execution(False):
+            return self._run(self._as_it_is, lambda: self._as_it_is(*tensors.values(), *self._weights))
+
+    def _run(self, function: Any, call: Callable[[], Tensors]) -> Tensors:
+        """Call a function: at first, while TorchScript makes its plan, with oneDNN Graph on; later nothing is changed.
+
+        One thread at a time makes a plan, because its calls count together.
+        """
+        key = (function, torch.is_autocast_enabled("cpu"))
+        if self._calls[key] >= graph.CALLS_UNTIL_OPTIMISED:
+            return call()
+        with switches.onednn_fusion(jit_autocast=False):
+            answer = call()
+            self._calls[key] += 1
+        return answer
 
     def _function(self, shape: tuple[torch.Size, ...]) -> torch.jit.ScriptFunction | None:
         """The function of a shape; None if this is the first time that it comes."""
@@ -94,7 +109,9 @@ class PerShape:
             if shape not in self._functions:
                 self._functions[shape] = None
                 if len(self._functions) > _SHAPES_KEPT:
-                    self._functions.popitem(last=False)
+                    _, dropped = self._functions.popitem(last=False)
+                    for autocast in (False, True):
+                        self._calls.pop((dropped, autocast), None)
                 return None
             self._functions.move_to_end(shape)
             if self._functions[shape] is None:
@@ -131,7 +148,7 @@ def _build(request: Request, dtype: torch.dtype) -> Build:
     module, rewritten = _packed(traced, inputs.tensors)
     example = inputs.tensors
     per_shape = PerShape(module, example, rewritten.weights, dtype)
-    with graph.onednn_fusion(jit_autocast=False):
+    with switches.onednn_fusion(jit_autocast=False):
         ran = graph.executed_graph(module, example)
         linear_dtypes = graph.linear_dtypes(module, example)
     nodes = graph.node_counts(ran)
@@ -175,7 +192,7 @@ def _packed_module(
     module: torch.jit.ScriptModule, example: Mapping[str, torch.Tensor], *, fuse_additions: bool
 ) -> tuple[torch.jit.ScriptModule, Rewritten]:
     rewritten = pack_linears(module, fuse_additions=fuse_additions)
-    with graph.onednn_fusion(jit_autocast=False):
+    with switches.onednn_fusion(jit_autocast=False):
         graph.executed_graph(module, example)
     return module, rewritten
 

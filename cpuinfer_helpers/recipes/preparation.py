@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
@@ -111,7 +112,7 @@ def prepare_like(
     """
     job = _Job(recipe, reference, tuple(dict(row) for row in calibration), verify, tolerance, tuple(further))
     try:
-        with torch.inference_mode(False):
+        with switches.held(), torch.inference_mode(False):
             return job.run()
     except RecipeError as error:
         if on_failure == "raise":
@@ -216,7 +217,7 @@ class _Job:
         before = _fingerprint(self.reference.model)
         started = time.perf_counter()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), switches.random_state_kept():
                 build = self.recipe.build(request)
                 first = build.answer({name: tensor.clone() for name, tensor in inputs.tensors.items()})
         except RecipeError:

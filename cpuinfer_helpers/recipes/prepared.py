@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.carrying import Carried
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
@@ -16,8 +17,11 @@ from cpuinfer_helpers.sizes import ANY_SIZE, Sizes
 
 Tensors = Mapping[str, torch.Tensor]
 
+# Their runtimes start threads when a model is prepared.
+_WITH_THREADS = ("openvino-", "onnxruntime-")
 
-class PreparedModel(Displayed):
+
+class PreparedModel(Displayed, Carried):
     """A model prepared by a recipe, or the eager model that answers in its place; made by :meth:`Recipe.prepare`.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, in the model's own dtype,
@@ -38,6 +42,10 @@ class PreparedModel(Displayed):
     sizes : Sizes
         Which sizes of the inputs were compared with the model; calls with others are refused.
     """
+
+    _shared = ("build", "_answer", "_output")
+    _derived = ("_names",)
+    _elsewhere = "prepare the model in the other process, or save what optimize() gives and load it there"
 
     def __init__(
         self,
@@ -64,6 +72,17 @@ class PreparedModel(Displayed):
         self._output = builder(spec) if spec else None
         self._dtypes = dict(dtypes)
         self.sizes = sizes
+
+    @property
+    def _compiled(self) -> bool:
+        return self.build is not None
+
+    @property
+    def _own_threads(self) -> bool:
+        return self.prepared and self.recipe.startswith(_WITH_THREADS) and self.receipt.threads != 1
+
+    def _derive(self) -> None:
+        self._names = self._inputs.tensors.keys()
 
     @property
     def prepared(self) -> bool:
@@ -108,6 +127,7 @@ class PreparedModel(Displayed):
             If an input is missing or unknown, is a constant with another value, or has a size beyond those that were
             compared with the model.
         """
+        self._refuse_fork()
         if inputs.keys() != self._names:
             inputs = self._inputs.only_tensors(inputs)
         with torch.no_grad():

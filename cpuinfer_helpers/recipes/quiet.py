@@ -6,11 +6,9 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
-import warnings
 from collections.abc import Iterator
-from unittest import mock
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.machine import native_stderr_logged
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -32,13 +30,13 @@ def libraries_quiet() -> Iterator[list[str]]:
     messages: list[str] = []
     printed = io.StringIO()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(switches.held())
         stack.enter_context(_logging_restored())
         stack.enter_context(_no_telemetry())
         stack.enter_context(_no_progress_bars())
         stack.enter_context(native_stderr_logged())
-        stack.enter_context(contextlib.redirect_stdout(printed))
-        caught = stack.enter_context(warnings.catch_warnings(record=True))
-        warnings.simplefilter("always")
+        stack.enter_context(switches.stdout_redirected(printed))
+        caught = stack.enter_context(switches.warnings_caught())
         yield messages
     texts = (f"{one.category.__name__}: {' '.join(str(one.message).split())}" for one in caught)
     # Each library announces its own deprecations, which say nothing about this model.
@@ -52,19 +50,25 @@ _ABOUT_THE_LIBRARY = ("DeprecationWarning", "FutureWarning", "PendingDeprecation
 
 @contextlib.contextmanager
 def _logging_restored() -> Iterator[None]:
-    """Nothing below ERROR for the block; then the handlers of the root logger and the class of new loggers as before.
+    """Nothing of this thread's below ERROR; then the root logger's handlers and the class of new loggers as before.
 
     NNCF sets the class for the whole process, and ``logging.warning`` gives a root logger without handlers one.
     """
-    root, threshold = logging.getLogger(), logging.root.manager.disable
-    handlers, logger_class = list(root.handlers), logging.getLoggerClass()
-    logging.disable(max(threshold, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.disable(threshold)
-        logging.setLoggerClass(logger_class)
-        root.handlers[:] = handlers
+    enabled = logging.Logger.isEnabledFor
+
+    def errors_only(log: logging.Logger, level: int) -> bool:
+        return level > logging.WARNING and enabled(log, level)
+
+    with switches.held():
+        root, logger_class = logging.getLogger(), logging.getLoggerClass()
+        handlers, threshold = list(root.handlers), logging.root.manager.disable
+        try:
+            with switches.patched(logging.Logger, "isEnabledFor", errors_only):
+                yield
+        finally:
+            logging.disable(threshold)
+            logging.setLoggerClass(logger_class)
+            root.handlers[:] = handlers
 
 
 @contextlib.contextmanager
@@ -75,12 +79,12 @@ def _no_telemetry() -> Iterator[None]:
     before, it comes too late, so what sends is replaced for the block.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, {"CI": "true"}))
+        stack.enter_context(switches.environment("CI", "true"))
         if importlib.util.find_spec("openvino_telemetry") is not None:
             from openvino_telemetry import Telemetry
 
             for name in _TELEMETRY:
-                stack.enter_context(mock.patch.object(Telemetry, name, _nothing))
+                stack.enter_context(switches.patched(Telemetry, name, _nothing))
         yield
 
 
@@ -97,7 +101,7 @@ def _no_progress_bars() -> Iterator[None]:
     def disabled(self: Progress, *columns: object, **settings: object) -> None:
         construct(self, *columns, **{**settings, "disable": True})
 
-    with mock.patch.object(Progress, "__init__", disabled):
+    with switches.patched(Progress, "__init__", disabled):
         yield
 
 

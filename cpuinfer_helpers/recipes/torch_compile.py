@@ -7,10 +7,10 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from unittest import mock
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.adapter import named_inputs
 from cpuinfer_helpers.cpp import find_compiler
 from cpuinfer_helpers.errors import RecipeError
@@ -45,7 +45,8 @@ def _build(request: Request, precision: Context, how: str) -> Build:
         # All of these decide which graph runs, and are read at every call. Graphs with frozen weights come back from
         # the cache on disk even if they were compiled while another CPU capability was in force, and then answer
         # wrongly (seen with torch 2.8, with ATEN_CPU_CAPABILITY=avx2 after a run without it).
-        with torch.no_grad(), config.patch(freezing=True, force_disable_caches=True), precision():
+        settings = {"freezing": True, "force_disable_caches": True}
+        with switches.compiled_call(), torch.no_grad(), config.patch(settings), precision():
             return take_apart(compiled(**_plain(tensors), **constants))[0]
 
     with libraries_quiet() as warnings, _counted() as seen:
@@ -91,7 +92,7 @@ def _counted() -> Iterator[Counter[str]]:
         return freeze(*arguments, **settings)
 
     graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"].total()
-    with mock.patch.object(freezing, "freeze", counted):
+    with switches.patched(freezing, "freeze", counted):
         yield seen
     seen["graphs compiled"] = counters["stats"]["unique_graphs"] - graphs
     seen["graph breaks"] = counters["graph_break"].total() - breaks

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest, sha256
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
 from cpuinfer_helpers.tasks import hub
@@ -223,7 +224,7 @@ def _bert_base(class_name: str, trained_config: Any) -> torch.nn.Module:
     import transformers
 
     labels = {"id2label": trained_config.id2label, "label2id": trained_config.label2id}
-    with torch.random.fork_rng(devices=[]):
+    with switches.random_state_kept():
         torch.manual_seed(_SEED)
         return getattr(transformers, class_name)(transformers.BertConfig(**labels)).eval()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import transformers
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.recipes import get_recipe
 from cpuinfer_helpers.trainer.plan import precision_of
@@ -68,9 +68,8 @@ class JitTrainingArguments(transformers.TrainingArguments):
         self.use_cpu = self.use_cpu or self.no_cuda
         # With it accelerate would have IPEX change the model that is trained.
         use_ipex, self.use_ipex = self.use_ipex, False
-        with warnings.catch_warnings():
-            # Newer versions announce that the older name will go. Here it stays.
-            warnings.filterwarnings("ignore", message=".*no_cuda", category=FutureWarning)
+        # Newer versions announce that the older name will go. Here it stays.
+        with switches.warnings_ignored(".*no_cuda", FutureWarning):
             super().__post_init__()
         self.use_ipex = use_ipex
 

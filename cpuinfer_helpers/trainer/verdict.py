@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
@@ -233,13 +234,12 @@ def _messages() -> Iterator[list[str]]:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())
     log = logging.getLogger("transformers.trainer")
-    before = log.level, log.disabled, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.WARNING)
-    log.disabled = log.propagate = False
-    try:
-        yield found
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before[0])
-        log.disabled, log.propagate = before[1:]
+    level = log.level
+    with switches.attributes(log, disabled=False, propagate=False):
+        log.addHandler(handler)
+        log.setLevel(logging.WARNING)
+        try:
+            yield found
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)

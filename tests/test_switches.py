@@ -1,0 +1,221 @@
+"""What the whole process shares is put back as it was found, by however many threads, and is changed in one place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._functorch.vmap
+
+import cpuinfer_helpers as cpu
+from cpuinfer_helpers import switches
+from cpuinfer_helpers.machine import native_stderr_logged
+from cpuinfer_helpers.recipes.quiet import libraries_quiet
+from cpuinfer_helpers.traceable import traceable_operators
+from tests.soak import Marked, changes, state
+
+PACKAGE = Path(cpu.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """No test here may leave anything behind."""
+    before = state()
+    yield
+    assert changes(before, state()) == {}
+
+
+def elsewhere(function: Callable[[], Any]) -> Any:
+    """What a function returns, or raises, in another thread."""
+    seen: list[Any] = []
+
+    def run() -> None:
+        try:
+            seen.append(function())
+        except Exception as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert seen, "the other thread waits"
+    return seen[0]
+
+
+def gradient() -> float:
+    x = torch.ones(1, requires_grad=True)
+    Marked.apply(x).sum().backward()
+    return x.grad.item()
+
+
+def test_another_thread_keeps_its_backward_and_vmap_while_one_traces():
+    with traceable_operators():
+        assert elsewhere(gradient) == 200
+        assert elsewhere(lambda: torch.vmap(torch.sin)(torch.zeros(3)).tolist()) == [0.0] * 3
+        assert gradient() != 200
+        with pytest.raises(cpu.TraceError, match="vmap"):
+            torch.vmap(torch.sin)(torch.zeros(3))
+    assert gradient() == 200
+
+
+def test_what_another_thread_took_while_one_traced_goes_on_working():
+    with traceable_operators():
+        apply, vmap = Marked.apply, torch._functorch.vmap._flat_vmap
+    assert apply(torch.ones(1, requires_grad=True)).grad_fn is not None
+    assert vmap is not torch._functorch.vmap._flat_vmap and gradient() == 200
+
+
+def test_a_method_that_is_replaced_here_is_the_original_elsewhere():
+    with switches.patched(logging.Logger, "isEnabledFor", lambda log, level: False):
+        log = logging.getLogger("somebody")
+        assert not log.isEnabledFor(logging.ERROR)
+        assert elsewhere(lambda: log.isEnabledFor(logging.ERROR))
+
+
+def test_other_threads_print_log_and_warn_while_libraries_are_quiet(capsys, caplog):
+    other = logging.getLogger("somebody.else")
+
+    def chatter() -> None:
+        print("printed elsewhere")
+        other.warning("logged elsewhere")
+        warnings.warn("warned elsewhere", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="warned elsewhere"), libraries_quiet() as messages:
+        elsewhere(chatter)
+        print("printed here")
+        other.warning("logged here")
+        warnings.warn("warned here", UserWarning, stacklevel=1)
+    assert capsys.readouterr().out == "printed elsewhere\n"
+    assert [record.getMessage() for record in caplog.records if record.name == other.name] == ["logged elsewhere"]
+    assert messages == ["UserWarning: warned here"]
+
+
+def test_another_thread_still_writes_to_stderr_while_native_output_is_caught(capfd, monkeypatch):
+    with open(os.dup(2), "w", buffering=1, closefd=True) as stream:
+        monkeypatch.setattr(switches, "_descriptor_of", lambda asked: 2)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with native_stderr_logged():
+            os.write(2, b"native\n")
+            elsewhere(lambda: print("from elsewhere", file=sys.stderr))
+            kept = sys.stderr
+        print("afterwards", file=kept, flush=True)
+        monkeypatch.undo()
+    assert capfd.readouterr().err == "from elsewhere\nafterwards\n"
+
+
+def test_one_variable_is_put_back_and_others_are_left_alone(monkeypatch):
+    monkeypatch.setenv("CPUINFER_ONE", "before")
+    with switches.environment("CPUINFER_ONE", "inside"), switches.environment("CPUINFER_NONE", "inside"):
+        monkeypatch.setenv("CPUINFER_OTHER", "set meanwhile")
+    assert os.environ["CPUINFER_ONE"] == "before" and "CPUINFER_NONE" not in os.environ
+    assert os.environ["CPUINFER_OTHER"] == "set meanwhile"
+
+
+def test_threads_that_overlap_put_back_what_the_first_has_found():
+    found, inside, leave = torch.get_num_threads(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with cpu.threads(found + 1):
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(30)
+    with cpu.threads(found + 2):
+        leave.set()
+        thread.join(30)
+        with cpu.threads(found + 3):
+            pass
+        assert torch.get_num_threads() == found + 2
+    assert torch.get_num_threads() == found == elsewhere(torch.get_num_threads)
+
+
+def test_what_is_needed_by_several_is_switched_once():
+    seen: list[str] = []
+    memory = switches.Counted(lambda: seen.append("on"), lambda: seen.append("off"))
+    first, second = memory.needed(), memory.needed()
+    for enter in (first, second):
+        enter.__enter__()
+    first.__exit__(None, None, None)
+    assert seen == ["on"]
+    second.__exit__(None, None, None)
+    assert seen == ["on", "off"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_does_not_wait_for_a_lock_that_another_thread_held():
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with switches.held(), switches.compiled_call():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        with switches.held(), switches.compiled_call():
+            os._exit(7)
+    try:
+        assert ends_with(child) == 7
+    finally:
+        leave.set()
+        thread.join()
+
+
+def ends_with(child: int, limit_s: float = 60) -> int | None:
+    """Exit code of a forked child; None if it hangs, and then it is ended."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+# Where the state of the process may be changed. The others import IPEX, load it, or are children's own main programs.
+CHANGES = r"mock\.patch|setattr\(torch|os\.dup2|torch\._C\._jit_set|enable_onednn_fusion\(True|logging\.disable\("
+CHANGES += r"|redirect_std|catch_warnings|fork_rng|os\.environ\[.*\] =|os\.environ\.update|torch\.set_num_threads\("
+ALLOWED = {
+    "switches.py": CHANGES,
+    # Reads the mode, which has no other way to be read; and names the switch in a sentence.
+    "fusion/causes.py": r"_jit_set_autocast_mode|enable_onednn_fusion",
+    # Puts back what NNCF has set, under the lock.
+    "recipes/quiet.py": r"logging\.disable\(threshold\)",
+    # Names it in a message.
+    "recipes/ipex.py": r"call torch\.set_num_threads",
+    "carrying.py": r"call torch\.set_num_threads",
+    # The child that measures, and the one that shows the Trainer's flows, live for that only.
+    "compare/worker.py": r"torch\.set_num_threads",
+    "trainer/flows.py": r"torch\.set_num_threads",
+}
+
+
+def test_the_process_is_changed_in_one_place_only():
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith("tasks/offline/"):  # scripts that train the checkpoints, run by hand
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if re.search(CHANGES, line) and not re.search(ALLOWED.get(name, r"(?!)"), line):
+                found.append(f"{name}: {line.strip()}")
+    assert found == [], "use cpuinfer_helpers.switches"
