@@ -155,7 +155,7 @@ def state() -> dict[str, Any]:
         "logging": (logging.root.manager.disable, list(logging.root.handlers), logging.getLoggerClass()),
         "isEnabledFor": logging.Logger.isEnabledFor,
         "transformers' log": (list(transformers.handlers), transformers.propagate),
-        "environment": dict(os.environ),
+        "environment": {name: v for name, v in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
         "file descriptors": _descriptors(),
         "warnings": (list(warnings.filters), warnings.showwarning),
         "JIT switches": (torch.jit.onednn_fusion_enabled(), autocast, torch._C._get_graph_executor_optimize()),

@@ -65,7 +65,8 @@ def test_a_copy_answers_alike(made, name, copied):
     original = made(name)
     new = copied(original)
     assert type(new) is type(original) and new is not original
-    assert torch.equal(answer(new), answer(original))
+    # A first call may run another plan than the second, which adds in another order.
+    torch.testing.assert_close(answer(new), answer(original), rtol=0, atol=1e-5)
     assert new.input_names == original.input_names
 
 

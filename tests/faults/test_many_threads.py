@@ -44,12 +44,16 @@ def in_threads(count: int, work) -> None:
 class Branches(torch.nn.Module):
     """No one trace is right: another answer for long inputs."""
 
-    def forward(self, input):
-        return input * 2 if input.shape[1] > 6 else input + 1
+    def forward(self, input_ids):
+        return input_ids * 2.0 if input_ids.shape[1] > 6 else input_ids + 1.0
+
+
+def ids(length: int, value: int = 7) -> torch.Tensor:
+    return torch.full((2, length), value)
 
 
 def each_shape_traced():
-    traced = cpu.trace_model(Branches().eval(), {"input": torch.ones(2, 5)}, each_shape=True)
+    traced = cpu.trace_model(Branches().eval(), {"input_ids": ids(5)}, each_shape=True)
     assert isinstance(traced, each_shape.TracedEachShape)
     return traced
 
@@ -57,12 +61,12 @@ def each_shape_traced():
 def test_threads_that_meet_a_new_shape_together_make_one_trace():
     traced, made = each_shape_traced(), []
     make = traced._make
-    traced._make = lambda tensors: made.append(tensors["input"].shape) or make(tensors)
+    traced._make = lambda tensors: made.append(tensors["input_ids"].shape) or make(tensors)
 
     def call(number: int) -> None:
         for length in (7, 8, 4):
-            x = torch.full((2, length), float(number))
-            assert torch.equal(traced(input=x), Branches()(x))
+            x = ids(length, number + 5)
+            assert torch.equal(traced(input_ids=x), Branches()(x))
 
     in_threads(6, call)
     assert sorted(shape[1] for shape in made) == [4, 7, 8]
@@ -78,10 +82,10 @@ def test_a_known_shape_does_not_wait_for_a_new_one():
         return make(tensors)
 
     traced._make = slow
-    thread = threading.Thread(target=traced, kwargs={"input": torch.ones(2, 9)})
+    thread = threading.Thread(target=traced, kwargs={"input_ids": ids(9)})
     thread.start()
     assert waiting.wait(60)
-    answered = threading.Thread(target=traced, kwargs={"input": torch.ones(2, 5)})
+    answered = threading.Thread(target=traced, kwargs={"input_ids": ids(5)})
     answered.start()
     answered.join(30)
     known = not answered.is_alive()
