@@ -46,6 +46,18 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
+def held_if_free() -> Iterator[bool]:
+    """Hold the lock for a block if no other thread has it, without waiting; tells whether it is held."""
+    lock = _lock
+    taken = lock.acquire(blocking=False)
+    try:
+        yield taken
+    finally:
+        if taken:
+            lock.release()
+
+
+@contextmanager
 def compiled_call() -> Iterator[None]:
     """Hold the lock of calls that patch the settings of torch.compile: up to torch 2.8 all threads share those."""
     with _compiled:

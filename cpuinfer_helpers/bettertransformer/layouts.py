@@ -138,9 +138,9 @@ def parts_of(layer: torch.nn.Module, layout: Layout) -> Parts:
             raise RecipeError(
                 f"{kind}: {path} is a {type(part).__name__}, the fast path takes torch's {wanted.__name__}"
             )
+    _refuse_own_code(layer)
     _refuse_further_weights(layer, layout)
     _refuse_settings(layer)
-    _refuse_hooks(layer)
     linears = {role: found[role] for role in LINEARS}
     norms = {role: found[role] for role in NORMS}
     _check_sizes(kind, linears, norms)
@@ -173,7 +173,7 @@ def _refuse_settings(layer: torch.nn.Module) -> None:
             raise RecipeError(f"{kind} takes {name!r}, which the fast path does not know")
 
 
-def _refuse_hooks(layer: torch.nn.Module) -> None:
+def _refuse_own_code(layer: torch.nn.Module) -> None:
     for name, part in layer.named_modules():
         code = has_own_code(part) or _forward_outside_transformers(part)
         if code:

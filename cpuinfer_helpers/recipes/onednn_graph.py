@@ -82,26 +82,33 @@ class PerShape:
         tensors = {name: self._cast(tensors[name]) for name in self._names}
         shape = self._shape_of(tensors)
         if shape == self._example_shape:
-            return self._run(self._module, lambda: self._module(**tensors))
+            return self._run(self._module, lambda: self._module(**tensors), tensors)
         function = self._function(shape)
         if function is not None:
-            return self._run(function, lambda: function(*tensors.values(), *self._weights))
+            return self._run(function, lambda: function(*tensors.values(), *self._weights), tensors)
+        return self._run_as_it_is(tensors)
+
+    def _run_as_it_is(self, tensors: dict[str, torch.Tensor]) -> Tensors:
         # This switch belongs to the thread.
         with torch.jit.optimized_execution(False):
-            return self._run(self._as_it_is, lambda: self._as_it_is(*tensors.values(), *self._weights))
+            return self._as_it_is(*tensors.values(), *self._weights)
 
-    def _run(self, function: Any, call: Callable[[], Tensors]) -> Tensors:
+    def _run(self, function: Any, call: Callable[[], Tensors], tensors: dict[str, torch.Tensor]) -> Tensors:
         """Call a function: at first, while TorchScript makes its plan, with oneDNN Graph on; later nothing is changed.
 
-        One thread at a time makes a plan, because its calls count together.
+        One thread at a time makes a plan, because its calls count together. While another one has the switches, which
+        it may for seconds to prepare a model, the graph runs as it is, so that nobody waits for an answer.
         """
         key = (function, torch.is_autocast_enabled("cpu"))
         if self._calls[key] >= graph.CALLS_UNTIL_OPTIMISED:
             return call()
-        with switches.onednn_fusion(jit_autocast=False):
-            answer = call()
+        with switches.held_if_free() as held:
+            if not held:
+                return self._run_as_it_is(tensors)
+            with switches.onednn_fusion(jit_autocast=False):
+                answer = call()
             self._calls[key] += 1
-        return answer
+            return answer
 
     def _function(self, shape: tuple[torch.Size, ...]) -> torch.jit.ScriptFunction | None:
         """The function of a shape; None if this is the first time that it comes."""

@@ -5,6 +5,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.recipes import onednn_graph
+from tests.conftest import make_inputs
 from tests.isa import needs_bf16_kernels
 
 pytestmark = pytest.mark.cpu
@@ -162,3 +163,44 @@ def test_another_thread_gets_the_same_answers(prepared, bert):
         errors = [pool.submit(_error, prepared, bert, inputs).result() for _ in range(4)]
 
     assert max(errors) < TOLERANCE[prepared.recipe.rpartition("-")[2]]
+
+
+def test_a_call_does_not_wait_until_another_thread_has_prepared_its_model(bert, bert_inputs) -> None:
+    import threading
+
+    from cpuinfer_helpers import switches
+
+    prepared = cpu.prepare("onednn-graph-fp32", bert, bert_inputs)
+    entered, leave, answers = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with switches.held():
+            entered.set()
+            leave.wait(60)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    assert entered.wait(10)
+    inputs = make_inputs(3, 29)
+    calling = threading.Thread(target=lambda: answers.extend(prepared(**inputs).start_logits for _ in range(4)))
+    calling.start()
+    calling.join(30)
+    leave.set()
+    holding.join()
+    with torch.no_grad():
+        expected = bert(**inputs).start_logits
+    assert len(answers) == 4
+    for answer in answers:
+        # The same products in another order, on answers below one.
+        torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [3, 5, 7])
+def test_an_example_of_few_tokens_is_no_worse_than_a_long_one(bert, length) -> None:
+    prepared = cpu.prepare("onednn-graph-fp32", bert, make_inputs(2, length))
+    assert prepared.prepared, prepared.reason
+    for other in (2, length, 9, 30):
+        inputs = make_inputs(3, other)
+        with torch.no_grad():
+            expected = bert(**inputs).start_logits
+        torch.testing.assert_close(prepared(**inputs).start_logits, expected, atol=1e-5, rtol=0)
