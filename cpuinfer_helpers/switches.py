@@ -125,6 +125,23 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
+def environment_kept(*beginnings: str) -> Iterator[None]:
+    """Put the variables of the environment whose names begin so back as they were, those of a library."""
+
+    def own() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith(beginnings)}
+
+    with _lock:
+        before = own()
+        try:
+            yield
+        finally:
+            for name in own().keys() - before.keys():
+                os.environ.pop(name, None)
+            os.environ.update(before)
+
+
+@contextmanager
 def attributes(owner: Any, **values: Any) -> Iterator[None]:
     """Set attributes of an object that all threads share, such as a logger."""
     with _lock:

@@ -20,6 +20,9 @@ from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 
+# What the compiler leaves in the environment for processes of its own.
+_VARIABLES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
+
 Context = Callable[[], contextlib.AbstractContextManager]
 
 
@@ -49,7 +52,7 @@ def _build(request: Request, precision: Context, how: str) -> Build:
         with switches.compiled_call(), torch.no_grad(), config.patch(settings), precision():
             return take_apart(compiled(**_plain(tensors), **constants))[0]
 
-    with libraries_quiet() as warnings, _counted() as seen:
+    with libraries_quiet() as warnings, switches.environment_kept(*_VARIABLES), _counted() as seen:
         # A batch of one has a graph of its own: make both now, not in the middle of serving.
         for rows in _one_and_two_rows(request.inputs.tensors):
             answer(rows)
