@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from cpuinfer_helpers.errors import CpuInferError, InputError
+from cpuinfer_helpers.scratch import sweep
 
 
 def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str = "") -> int:
@@ -25,6 +26,7 @@ def exit_code(command: str, run: Callable[[], int], *, after_interrupt: str = ""
     int
         That of ``run``; 2 with one line on standard error if the request cannot be carried out; 130 after Ctrl-C.
     """
+    sweep()
     try:
         return run()
     except CpuInferError as error:

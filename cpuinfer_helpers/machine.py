@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import instructions
+from cpuinfer_helpers import instructions, tied
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 
@@ -327,7 +327,7 @@ def busy_neighbours(count: int = 1, *, limit_s: float = 600.0) -> Iterator[None]
     started: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            started.append(subprocess.Popen([sys.executable, "-c", program]))
+            started.append(subprocess.Popen(tied.command("-c", program)))
         yield
     finally:
         for process in started:

@@ -20,6 +20,7 @@ from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.scratch import sweep
 from cpuinfer_helpers.signature import BoundInputs, argument_names, bind_inputs, check_model
 from cpuinfer_helpers.traceable import number_of_experts, traceable_operators, without_loops_over_experts
 from cpuinfer_helpers.traced_model import TracedModel
@@ -98,6 +99,7 @@ def trace_model(
     _check_choice("input_style", input_style, _INPUT_STYLES)
     _check_choice("on_failure", on_failure, _ON_FAILURE)
     check_model(model)
+    sweep()
     inputs = bind_inputs(model, example_inputs)
     expected = eager_answers(model, inputs)
     job = _Job(model, inputs, input_style, freeze, verify, expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from cpuinfer_helpers.artifacts import MODULE_FILE
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import BuildError, InputError
 from cpuinfer_helpers.graph import jit_deprecations_ignored
+from cpuinfer_helpers.scratch import temporary_folder
 
 SOURCE = Path(__file__).with_name("run_traced.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -139,13 +139,13 @@ def run(
     for name, tensor in inputs.items():
         if tensor.dtype != torch.int64:
             raise InputError(f"inputs[{name!r}] is {tensor.dtype}; the program reads int64 only")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.txt"
+    with temporary_folder() as folder:
+        path = folder / "inputs.txt"
         path.write_text("".join(_line(name, tensor) for name, tensor in inputs.items()), encoding="utf-8")
         if isinstance(module, torch.jit.ScriptModule):
             with jit_deprecations_ignored():
-                (Path(folder) / "module.pt").write_bytes(module.save_to_buffer())
-            module = Path(folder) / "module.pt"
+                (folder / "module.pt").write_bytes(module.save_to_buffer())
+            module = folder / "module.pt"
         elif Path(module).is_dir():
             module = Path(module) / MODULE_FILE
         arguments = [str(executable), str(module), str(path), str(calls), str(threads or torch.get_num_threads())]

@@ -19,6 +19,7 @@ from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 from cpuinfer_helpers.recipes.registry import get_recipe
+from cpuinfer_helpers.scratch import sweep
 from cpuinfer_helpers.signature import bind_inputs, check_model
 from cpuinfer_helpers.verification import Variation
 from cpuinfer_helpers.verification import verify as verify_answers
@@ -81,6 +82,7 @@ def prepare(
         raise InputError(f"on_failure is {on_failure!r}; choose from {', '.join(_ON_FAILURE)}")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     check_model(model)
+    sweep()
     inputs = bind_inputs(model, example_inputs)
     request = Request(recipe.name, recipe.precision, model, inputs, tuple(dict(row) for row in calibration))
     job = _Job(recipe, request, verify, tolerance, eager_answers(model, inputs))

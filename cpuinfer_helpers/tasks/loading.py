@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest, sha256
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.scratch import unfinished_folder
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
 from cpuinfer_helpers.tasks.squad import parse_squad, read_squad
@@ -269,11 +269,11 @@ def _train_into(directory: Path, name: str) -> None:
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=directory.parent) as scratch,
+        unfinished_folder(directory) as scratch,
         new_artifact(directory, _CHECKPOINT_KIND, {"format_version": _CHECKPOINT_FORMAT}) as folder,
     ):
         train_checkpoint(name, scratch)
-        for path in sorted((Path(scratch) / name).iterdir()):
+        for path in sorted((scratch / name).iterdir()):
             path.rename(folder / path.name)
 
 
