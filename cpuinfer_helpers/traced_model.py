@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import torch
 
 from cpuinfer_helpers.artifacts import MODULE_FILE, kind_of, new_artifact, read_manifest
 from cpuinfer_helpers.display import Displayed, Table
-from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
@@ -145,7 +146,8 @@ class TracedModel(Displayed):
         Raises
         ------
         ArtifactError
-            If nothing was traced, or the folder holds something else or cannot be written.
+            If nothing was traced, the folder holds something else or cannot be written, or what was written cannot be
+            loaded again. What was there is then as it was.
 
         Notes
         -----
@@ -160,6 +162,7 @@ class TracedModel(Displayed):
         with new_artifact(directory, self._kind, manifest) as folder:
             write_module(self.module, folder / MODULE_FILE)
             write_named_tensors(self.probe, folder / PROBE_FILE)
+            self._check_written(manifest, folder)
         return Path(directory)
 
     @classmethod
@@ -210,6 +213,16 @@ class TracedModel(Displayed):
             "constants": self._inputs.constants,
             "receipt": self.receipt.to_dict(),
         }
+
+    def _check_written(self, manifest: Mapping[str, Any], folder: Path) -> None:
+        """Load what was just written, and run its probe, before it takes the place of an older folder."""
+        try:
+            written = self._from_manifest(json.loads(json.dumps(manifest)), os.fspath(folder))
+            written._run_probe(os.fspath(folder))
+        except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtifactError(
+                f"what was written cannot be loaded again, so nothing was saved: {first_line(error)}"
+            ) from error
 
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
