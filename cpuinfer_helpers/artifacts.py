@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.scratch import sweep, unfinished_file, unfinished_folder
 
 MANIFEST = "manifest.json"
@@ -49,7 +50,7 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
         If the folder holds something else, or cannot be written; what was there is then as it was.
     """
     # Resolved, so that a link stays a link and the folder that it leads to is replaced.
-    target = Path(directory).expanduser().resolve()
+    target = given_path(directory, "directory").resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(target.parent):
@@ -75,7 +76,7 @@ def check_target(directory: str | os.PathLike[str], kind: str) -> None:
     ArtifactError
         If it holds something else, or is a file.
     """
-    target = Path(directory).expanduser().resolve()
+    target = given_path(directory, "directory").resolve()
     try:
         _check_replaceable(target, kind)
     except OSError as error:
@@ -102,7 +103,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
         If there is no manifest, it cannot be read, it is of another kind or version, or a file is missing, added or
         changed.
     """
-    folder = Path(directory).expanduser()
+    folder = given_path(directory, "directory")
     sweep(folder.parent)
     manifest = _load_manifest(folder)
     if manifest.get("kind") != kind:
@@ -126,7 +127,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
 
 def kind_of(directory: str | os.PathLike[str]) -> str | None:
     """The kind that a folder's manifest names; nothing else of it is looked at."""
-    kind = _load_manifest(Path(directory).expanduser()).get("kind")
+    kind = _load_manifest(given_path(directory, "directory")).get("kind")
     return kind if isinstance(kind, str) else None
 
 

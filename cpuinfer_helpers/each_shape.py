@@ -18,7 +18,7 @@ from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.traced_model import TracedModel, run_probe
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -121,7 +121,7 @@ class TracedEachShape(TracedModel):
         InputError
             As for :class:`TracedModel`; and for a shape that was never traced, where there is no eager model.
         """
-        if inputs.keys() != self._names:
+        if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
         shape = tuple(inputs[name].shape for name in self._names)
         found = self._traces.get(shape)

@@ -18,7 +18,7 @@ from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.verification import CALLS_PER_CHECK, Valid, largest_error, run_seeded, tolerance_for
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -110,7 +110,7 @@ class TracedModel(Displayed):
         if self.module is None:
             with torch.no_grad():
                 return self._model(**{**self._inputs.constants, **inputs})
-        if inputs.keys() != self._names:
+        if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
         if self.fixed_sizes:
             self._refuse_other_sizes(inputs)

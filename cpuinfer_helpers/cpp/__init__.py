@@ -15,6 +15,7 @@ from cpuinfer_helpers.artifacts import MODULE_FILE
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import BuildError, InputError
 from cpuinfer_helpers.graph import jit_deprecations_ignored
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.scratch import temporary_folder
 
 SOURCE = Path(__file__).with_name("run_traced.cpp")
@@ -82,12 +83,12 @@ def build(directory: str | os.PathLike[str]) -> Path:
     BuildError
         If there is no compiler, or it fails; the message holds its first error.
     """
-    compiler = find_compiler()
+    folder, compiler = given_path(directory, "directory"), find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler was found; install g++ or clang++, or name one in the variable CXX")
     package = Path(torch.__file__).parent
     include, libraries = package / "include", package / "lib"
-    executable = Path(directory) / "run_traced"
+    executable = folder / "run_traced"
     command = [
         *(compiler, "-std=c++20", "-O2", "-w", str(SOURCE), "-o", str(executable)),
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),

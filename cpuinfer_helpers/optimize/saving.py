@@ -20,6 +20,7 @@ from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_rep
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.weights import dtype_of, read_config, read_model, write_model
 from cpuinfer_helpers.outputs import OutputSpec
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes.base import Stored
@@ -110,7 +111,7 @@ def load_optimized(
     RecipeError
         If the recipe cannot run here.
     """
-    folder = Path(directory).expanduser()
+    folder = given_path(directory, "directory")
     manifest = read_manifest(folder, KIND, _FORMAT_VERSION)
     try:
         recipe = _known_recipe(manifest["recipe"], folder)

@@ -11,7 +11,7 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Build
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, all_tensors
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -102,7 +102,7 @@ class PreparedModel(Displayed):
         InputError
             If an input is missing or unknown, or is a constant with another value.
         """
-        if inputs.keys() != self._names:
+        if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
         with torch.no_grad():
             if self._answer is None:
