@@ -23,7 +23,7 @@ CALLS = {
         (np.ones((2, 4), dtype=np.float32), "return_tensors='pt'"),
         ([[1.0, 1.0, 1.0, 1.0]], "torch.from_numpy"),
         (torch.ones(2, 0), r"shape \[2, 0\] and holds nothing"),
-        (torch.ones(0, 4), r"shape \[0, 4\] and holds nothing"),
+        (torch.ones(0, 4), r"no rows, shape \[0, 4\]"),
     ],
     ids=["array", "list", "no columns", "no rows"],
 )

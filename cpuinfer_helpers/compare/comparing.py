@@ -305,9 +305,8 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return torch.get_num_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most_threads():
-        raise InputError(
-            f"threads is {threads!r}; give a whole number of at least 1, and at most {most_threads()} here"
-        )
+        most = most_threads()
+        raise InputError(f"threads is {threads!r}; give a whole number of at least 1, and at most {most} here")
     return threads
 
 
