@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
 
     def run_and_print() -> int:
-        results = run(*parse_options(sys.argv[1:] if arguments is None else list(arguments)))
+        with _environment_restored():
+            results = run(*parse_options(sys.argv[1:] if arguments is None else list(arguments)))
         if os.environ.get("RANK", "0") == "0":
             print(*results, sep="\n\n", flush=True)
         return 0
 
     return exit_code("run_qa", run_and_print)
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Transformers' arguments write into the environment what accelerate reads in the next run of this process."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: JitTrainingArguments) -> list[QaResult]:

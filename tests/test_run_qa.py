@@ -288,8 +288,9 @@ def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(command, tmp_path):
     file = tmp_path / "left" / "tokenizer_config.json"
     settings = {"padding_side": "left", "truncation_side": "left"}
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
-    code, out, _ = command(model=str(tmp_path / "left"))
-    assert code == 0 and load(out, "eval_predictions.json") == load(plain, "eval_predictions.json")
+    code, out, printed = command(model=str(tmp_path / "left"))
+    assert code == 0, printed.err
+    assert load(out, "eval_predictions.json") == load(plain, "eval_predictions.json")
 
 
 @pytest.mark.parametrize(
