@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from cpuinfer_helpers.compare import command
     from cpuinfer_helpers.optimize import command as optimize_command
+    from cpuinfer_helpers.scratch import sweep
 
+    sweep()
     parser = argparse.ArgumentParser(prog="python -m cpuinfer_helpers", description="Transformer inference on a CPU.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what this machine can do, and whether the installed versions fit together")

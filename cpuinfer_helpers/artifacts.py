@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.scratch import sweep, unfinished_file, unfinished_folder
 
 MANIFEST = "manifest.json"
 MODULE_FILE = "model.torchscript.pt"
@@ -49,25 +50,22 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
         If the folder holds something else, or cannot be written; what was there is then as it was.
     """
     # Resolved, so that a link stays a link and the folder that it leads to is replaced.
-    target = Path(directory).expanduser().resolve()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    target = given_path(directory, "directory").resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(target.parent):
             _check_replaceable(target, kind)
-        temporary.mkdir()
-        yield temporary
-        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
-        (temporary / MANIFEST).write_text(text, encoding="utf-8")
-        with _alone_in(target.parent):
-            move_into_place(temporary, target)
+        with unfinished_folder(target) as temporary:
+            yield temporary
+            files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+            text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
+            (temporary / MANIFEST).write_text(text, encoding="utf-8")
+            with _alone_in(target.parent):
+                move_into_place(temporary, target)
     except OSError as error:
         raise ArtifactError(
             f"{target} cannot be written: {error}; make room there or give another folder. Nothing was changed"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_target(directory: str | os.PathLike[str], kind: str) -> None:
@@ -78,7 +76,7 @@ def check_target(directory: str | os.PathLike[str], kind: str) -> None:
     ArtifactError
         If it holds something else, or is a file.
     """
-    target = Path(directory).expanduser().resolve()
+    target = given_path(directory, "directory").resolve()
     try:
         _check_replaceable(target, kind)
     except OSError as error:
@@ -105,7 +103,8 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
         If there is no manifest, it cannot be read, it is of another kind or version, or a file is missing, added or
         changed.
     """
-    folder = Path(directory).expanduser()
+    folder = given_path(directory, "directory")
+    sweep(folder.parent)
     manifest = _load_manifest(folder)
     if manifest.get("kind") != kind:
         raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}; load it with what wrote it")
@@ -128,7 +127,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
 
 def kind_of(directory: str | os.PathLike[str]) -> str | None:
     """The kind that a folder's manifest names; nothing else of it is looked at."""
-    kind = _load_manifest(Path(directory).expanduser()).get("kind")
+    kind = _load_manifest(given_path(directory, "directory")).get("kind")
     return kind if isinstance(kind, str) else None
 
 
@@ -187,12 +186,9 @@ def _check_replaceable(target: Path, kind: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename, so that nothing half-written is left."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with unfinished_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
         unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def move_into_place(temporary: Path, target: Path) -> None:

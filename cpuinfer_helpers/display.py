@@ -88,7 +88,7 @@ class Table(Displayed):
         lines.extend(self._text_line(row, widths) for row in rows)
         if self.note:
             lines.append(self.note)
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _text_line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         aligned = (
@@ -103,7 +103,7 @@ class Table(Displayed):
         body = "".join(self._html_row(row) for row in self.rows)
         title = f"<p><strong>{escape(self.title)}</strong></p>" if self.title else ""
         note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
-        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+        return printable(f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}")
 
     def _html_row(self, row: Sequence[str]) -> str:
         cells = (f"<td{self._style(name)}>{escape(cell)}</td>" for name, cell in zip(self.columns, row, strict=True))
@@ -113,9 +113,19 @@ class Table(Displayed):
         return f' style="text-align:{"right" if column in self.numeric else "left"}"'
 
 
+def printable(text: str) -> str:
+    """The text as any terminal takes it: a lone surrogate, as names of files may have, is written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _plain(text: str) -> str:
+    """A text for matplotlib, which takes what stands between two dollar signs for a formula."""
+    return printable(text).replace("$", r"\$")
+
+
 def shorten(text: str, width: int = _MAX_CELL_WIDTH) -> str:
     """One line of at most ``width`` characters; an ellipsis tells that something was left out."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
@@ -173,12 +183,14 @@ def bar_chart(
         below = [max(value - low, 0.0) for value, low in zip(values, lows, strict=True)]
         above = [max(high - value, 0.0) for value, high in zip(values, highs, strict=True)]
         intervals = [below, above]
-    axes.barh(list(labels), list(values), xerr=intervals, capsize=4, color="#4c78a8", ecolor="#333333")
+    axes.barh(
+        [_plain(label) for label in labels], list(values), xerr=intervals, capsize=4, color="#4c78a8", ecolor="#333333"
+    )
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel(unit)
+    axes.set_xlabel(_plain(unit))
     # Matplotlib cuts off what is wider than the figure.
-    axes.set_title("\n".join(wrap(title, _MAX_TITLE_WIDTH)))
+    axes.set_title("\n".join(wrap(_plain(title), _MAX_TITLE_WIDTH)))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -212,13 +224,13 @@ def operator_columns(groups: Sequence[tuple[Sequence[str], str, bool]], *, title
     axes.set_xlim(0, 2.1)
     axes.set_ylim(max(top, 1), 0)
     axes.set_axis_off()
-    axes.set_title(title)
+    axes.set_title(_plain(title))
     return figure
 
 
 def _box(axes: Any, left: float, top: float, height: int, label: str, colour: str) -> None:
     axes.broken_barh([(left, 1.0)], (top + 0.05, height - 0.1), facecolors=colour, edgecolors="#666666")
-    axes.text(left + 0.5, top + height / 2, shorten(label, 42), ha="center", va="center", fontsize="small")
+    axes.text(left + 0.5, top + height / 2, _plain(shorten(label, 42)), ha="center", va="center", fontsize="small")
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from cpuinfer_helpers import tied
 from cpuinfer_helpers.cpp import find_compiler
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.machine import EMULATED_BF16, MachineReport, machine_report, version_tuple
@@ -201,7 +202,7 @@ def import_problem(module: str) -> str | None:
     """Why a module cannot be imported, tried in a process of its own; None if it can."""
     try:
         result = subprocess.run(
-            [sys.executable, "-c", f"import {module}"],
+            tied.command("-c", f"import {module}"),
             capture_output=True,
             text=True,
             timeout=_IPEX_IMPORT_SECONDS,

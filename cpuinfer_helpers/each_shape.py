@@ -16,11 +16,11 @@ import torch
 from cpuinfer_helpers import switches
 from cpuinfer_helpers.artifacts import new_artifact
 from cpuinfer_helpers.copies import untouched
-from cpuinfer_helpers.errors import InputError, TraceError, first_line
+from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.traced_model import TracedModel, run_probe
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -28,6 +28,9 @@ logger = logging.getLogger("cpuinfer_helpers")
 # Traces that are kept; the one that was not called for longest goes first. With lengths padded to multiples of 32 and
 # full batches, texts of up to 512 tokens have 16 shapes.
 SHAPES_KEPT = 16
+# Traces that are made, right or not. PyTorch keeps some memory of each for as long as the process lives: 2.5 to 10 MiB
+# were seen, so at most 640 MiB.
+TRACES_MADE = 64
 HOW = "one trace for each shape"
 
 Shape = tuple[torch.Size, ...]
@@ -66,6 +69,10 @@ class TracedEachShape(TracedModel):
     A call with a new shape makes a trace, compares it with the eager model on inputs of that very shape, and only then
     answers. Where no trace is right, the eager model answers such calls, with a WARNING. After :meth:`load` there is no
     eager model: then a new shape is an InputError that names the shapes there are.
+
+    Of the traces, the 16 that were called last are kept. PyTorch does not give back all memory of those that are let
+    go: 2.5 to 10 MiB of each stay. So no more than 64 are made; after that the eager model answers new shapes, which
+    the receipt and a WARNING say. Pad to a few lengths, such as multiples of 32, and that does not happen.
     """
 
     _kind = "cpuinfer-traced-model-each-shape"
@@ -97,6 +104,7 @@ class TracedEachShape(TracedModel):
         self._eager: dict[Shape, str] = {}
         # Held for a moment, never while a trace is made: calls of shapes that are known do not wait for a new one.
         self._guard = threading.RLock()
+        self._made = len(traces)
         for shape, trace in traces.items():
             self._traces[shape] = (self._answer_of(trace), trace)
         self._note()
@@ -130,7 +138,7 @@ class TracedEachShape(TracedModel):
             As for :class:`TracedModel`; and for a shape that was never traced, where there is no eager model.
         """
         self._refuse_fork()
-        if inputs.keys() != self._names:
+        if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
         shape = tuple(inputs[name].shape for name in self._names)
         found = self._known(shape) or self._new_once(shape, inputs)
@@ -139,24 +147,34 @@ class TracedEachShape(TracedModel):
         try:
             with torch.no_grad():
                 return found[0](inputs)
-        except RuntimeError as error:
+        except Exception as error:  # of TorchScript, or of what backends put into the graph
             if self._model is None:
                 raise TraceError(f"the trace for {_text(shape)} fails on these inputs: {first_line(error)}") from error
+            # Where the model fails as well, with its own error, the inputs are to blame and not the trace.
+            answer = self._run_eager(inputs)
             self._refuse(shape, f"its trace fails on other inputs: {first_line(error)}")
-            return self._run_eager(inputs)
+            return answer
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write all traces, a manifest and a probe for each to a folder; see :meth:`TracedModel.save`.
 
         Every trace carries the weights, so the folder is as many times their size as there are shapes.
+
+        Raises
+        ------
+        ArtifactError
+            As for :class:`TracedModel`; and if no shape has a trace any more.
         """
         with self._guard:
             traces = [trace for _, trace in self._traces.values()]
+        if not traces:
+            raise ArtifactError("the eager model answers for every shape, so there is no trace to save")
         manifest = self._manifest() | {"outputs": [trace.spec.to_dict() for trace in traces]}
         with new_artifact(directory, self._kind, manifest) as folder:
             for number, trace in enumerate(traces):
                 write_module(trace.module, folder / _module_file(number))
                 write_named_tensors(trace.probe, folder / _probe_file(number))
+            self._check_written(manifest, folder)
         return Path(directory)
 
     @classmethod
@@ -201,13 +219,17 @@ class TracedEachShape(TracedModel):
             return self._new(shape, inputs)
 
     def _new(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Callable[..., Any], ShapeTrace] | None:
-        """Make and keep the trace of a new shape; None if no trace is right there."""
+        """Make and keep the trace of a new shape; None if no trace is right there, or enough were made."""
         if self._make is None:
             raise InputError(
                 f"there is no trace for {_text(shape)}, only for {', '.join(self.shapes)}, and no eager model to make "
                 "one of: pad to one of these shapes, or trace the model anew, call it with the shapes it will see, and "
                 "save it again"
             )
+        if self._made >= TRACES_MADE:
+            self._note_end()
+            return None
+        self._made += 1
         try:
             trace = self._make({name: inputs[name].detach().clone() for name in self._names})
         except TraceError as error:
@@ -228,6 +250,14 @@ class TracedEachShape(TracedModel):
             self._eager[shape] = reason
             self._note()
 
+    def _note_end(self) -> None:
+        """Say, once, that no more traces are made."""
+        if "no more traces" in self.receipt.evidence:
+            return
+        why = f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
+        logger.warning("%s: the eager model answers for new shapes: %s", self.receipt.requested["model"], why)
+        self.receipt = replace(self.receipt, evidence={**self.receipt.evidence, "no more traces": why})
+
     def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         with torch.no_grad():
             return untouched(self._model)(**{**self._inputs.constants, **inputs})
@@ -246,6 +276,7 @@ class TracedEachShape(TracedModel):
             **self.receipt.evidence,
             "traced": HOW,
             "shapes": f"{len(traces)} of at most {SHAPES_KEPT}: {', '.join(self.shapes)}",
+            "traces made": f"{self._made} of at most {TRACES_MADE}, of which PyTorch keeps 2.5 to 10 MiB each",
             "weights of all traces": f"{megabytes:.1f} MB; those that several traces share are counted once",
         }
         if self._eager:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.display import format_seconds
-from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.errors import ArtifactError, InputError
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.tasks.loading import cache_directory
 from cpuinfer_helpers.timing import Speedup, Timing, interval_text
 
@@ -74,13 +75,18 @@ def keep_guesses(guesses: Mapping[str, float], path: Path | None = None) -> Path
     ------
     InputError
         If a guess is not a positive number.
+    ArtifactError
+        If the file cannot be written.
     """
     for name, guess in guesses.items():
         _check(guess, f"keep_guesses: {name}")
-    target = path or cache_directory() / "guesses.json"
+    target = cache_directory() / "guesses.json" if path is None else given_path(path)
     together = {**kept_guesses(target), **guesses}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, json.dumps(together, indent=1))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, json.dumps(together, indent=1))
+    except OSError as error:
+        raise ArtifactError(f"{target} cannot be written: {error}; set CPUINFER_CACHE to a folder that can") from error
     return target
 
 
@@ -97,7 +103,7 @@ def kept_guesses(path: Path | None = None) -> dict[str, float]:
     dict of str to float
         Empty if none were kept, or, with a WARNING, if the file cannot be read.
     """
-    source = path or cache_directory() / "guesses.json"
+    source = cache_directory() / "guesses.json" if path is None else given_path(path)
     if not source.exists():
         return {}
     try:

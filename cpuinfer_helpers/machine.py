@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import instructions, switches
+from cpuinfer_helpers import instructions, switches, tied
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 
@@ -236,6 +236,27 @@ def machine_report() -> MachineReport:
     )
 
 
+def check_threads(count: object) -> int:
+    """The number, if so many threads can be started.
+
+    Raises
+    ------
+    InputError
+        If it is not a whole number from 1 to :func:`most_threads`.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most_threads():
+        raise InputError(
+            f"threads: {count!r} is not a number of threads; give a whole number of at least 1, and at most "
+            f"{most_threads()} here"
+        )
+    return count
+
+
+def most_threads() -> int:
+    """The most threads that are taken: four for each core, and 256 in any case, to measure what too many cost."""
+    return max(256, 4 * (os.cpu_count() or 1))
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Run the block with ``count`` intra-operator threads of PyTorch, then restore the number.
@@ -248,14 +269,13 @@ def threads(count: int) -> Iterator[None]:
     Raises
     ------
     InputError
-        If ``count`` is not a whole number of at least 1.
+        If ``count`` is not a whole number of at least 1, or far more than this machine could run.
 
     Notes
     -----
     Do not use it around a model that IPEX has packed: IPEX's own known issues say that Linear layers may then be wrong.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InputError(f"threads: {count!r} is not a number of threads; give a whole number of at least 1")
+    check_threads(count)
     with switches.threads(count):
         yield
 
@@ -321,7 +341,7 @@ def busy_neighbours(count: int = 1, *, limit_s: float = 600.0) -> Iterator[None]
     Raises
     ------
     InputError
-        If ``count`` is not a whole number of at least 1.
+        If ``count`` is not a whole number of at least 1, or far more than this machine could run.
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InputError(f"busy_neighbours: {count!r} is not a number of processes; give a whole number of at least 1")
@@ -329,7 +349,7 @@ def busy_neighbours(count: int = 1, *, limit_s: float = 600.0) -> Iterator[None]
     started: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            started.append(subprocess.Popen([sys.executable, "-c", program]))
+            started.append(subprocess.Popen(tied.command("-c", program)))
         yield
     finally:
         for process in started:

@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ import transformers
 from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.command_line import exit_code
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
-from cpuinfer_helpers.errors import DataError, InputError, first_line
+from cpuinfer_helpers.errors import CpuInferError, DataError, InputError, first_line
+from cpuinfer_helpers.qa_options import check_options
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.signature import argument_names
 from cpuinfer_helpers.tasks import question_answering as qa
 from cpuinfer_helpers.tasks.files import read_json
 from cpuinfer_helpers.tasks.hub import hub_unavailable
@@ -132,12 +135,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
 
     def run_and_print() -> int:
-        results = run(*parse_options(sys.argv[1:] if arguments is None else list(arguments)))
+        with _environment_restored():
+            results = run(*parse_options(sys.argv[1:] if arguments is None else list(arguments)))
         if os.environ.get("RANK", "0") == "0":
             print(*results, sep="\n\n", flush=True)
         return 0
 
     return exit_code("run_qa", run_and_print)
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Transformers' arguments write into the environment what accelerate reads in the next run of this process."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: JitTrainingArguments) -> list[QaResult]:
@@ -148,6 +164,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: JitTrainingA
     CpuInferError
         If a file, an option or the model cannot be used.
     """
+    check_options(model_args)
     _check(data_args, args)
     parts = []
     if args.do_eval:
@@ -183,8 +200,7 @@ class _Part:
             max_seq_length=self.data_args.max_seq_length,
             doc_stride=self.data_args.doc_stride,
         )
-        trainer = self._trainer()
-        output = trainer.predict([window.inputs for window in windows], metric_key_prefix=self.name)
+        trainer, output = self._predict([window.inputs for window in windows])
         answers = self._answers(windows, output.predictions)
         metrics = {**self._scores(answers), **output.metrics, f"{self.name}_samples": len(windows)}
         compilation = metrics.get(f"{self.name}_jit_compilation_time", 0.0)
@@ -192,6 +208,16 @@ class _Part:
         if trainer.is_world_process_zero():
             self._write(answers, metrics, trainer.jit_receipt)
         return QaResult(self.name, metrics, trainer.jit_receipt, len(self.questions), seconds, compilation)
+
+    def _predict(self, rows: list[dict[str, list[int]]]) -> tuple[JitTrainer, Any]:
+        try:
+            trainer = self._trainer()
+            return trainer, trainer.predict(rows, metric_key_prefix=self.name)
+        except CpuInferError:
+            raise
+        except Exception as error:  # what transformers, its integrations and the model raise for options and inputs
+            logger.debug("the evaluation failed", exc_info=True)
+            raise InputError(f"the evaluation fails with these options: {first_line(error)}") from error
 
     def _trainer(self) -> JitTrainer:
         padded = {"padding": "max_length", "max_length": self.data_args.max_seq_length}
@@ -265,8 +291,10 @@ def parse_options(words: list[str]) -> tuple[ModelArguments, DataArguments, JitT
                 raise InputError(f"{words[0]} holds a {type(options).__name__}; give an object of options by name")
             return parser.parse_dict(options)
         *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
-    except (TypeError, ValueError) as error:
-        raise InputError(first_line(error).partition(": ")[2]) from error
+    except CpuInferError:
+        raise
+    except Exception as error:  # transformers' arguments check themselves, with errors of many kinds
+        raise InputError(first_line(error).partition(": ")[2] or first_line(error)) from error
     if unknown:
         raise InputError(f"{unknown[0]} is no option of this command; see --help")
     return tuple(parsed)
@@ -277,12 +305,7 @@ def _check(data_args: DataArguments, args: JitTrainingArguments) -> None:
         raise InputError("--do_train: this command evaluates; train with transformers' own run_qa")
     if not args.do_eval and not args.do_predict:
         raise InputError("nothing to do; give --do_eval, --do_predict or both")
-    for name in ("max_eval_samples", "max_predict_samples", "n_best_size", "max_answer_length", "max_seq_length"):
-        value = getattr(data_args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}; give at least 1")
-    if data_args.doc_stride < 0:
-        raise InputError(f"--doc_stride is {data_args.doc_stride}; give 0 or more")
+    check_options(data_args, args)
     if args.jit_mode_eval and data_args.pad_to_max_length is None:
         args.group_eval_by_length = True
     if data_args.pad_to_max_length is None:
@@ -346,6 +369,13 @@ def _load(model_args: ModelArguments) -> tuple[torch.nn.Module, Any]:
         )
     if not tokenizer.is_fast:
         raise InputError(f"--model_name_or_path {path} has no fast tokenizer, which the mapping back to text needs")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"--model_name_or_path {path} has a tokenizer without a padding token, which batches need")
+    # Logits are read from the first column on, and absolute positions begin there: padding has to come last.
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if "attention_mask" in argument_names(model) and "attention_mask" not in tokenizer.model_input_names:
+        # Without it padding would be read as text.
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and limit > 0:
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
@@ -358,21 +388,23 @@ def _results_before(path: Path) -> dict[str, Any]:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         logger.warning("%s is written anew, because it cannot be read: %s", path, error)
         return {}
     return before if isinstance(before, dict) else {}
 
 
 def _writable(output_dir: str) -> Path:
+    if not isinstance(output_dir, str) or not output_dir:
+        raise InputError(f"--output_dir is {output_dir!r}; give a folder")
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InputError(f"--output_dir {folder} cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # the latter for names that no file can have
+        raise InputError(f"--output_dir {folder} cannot be written: {getattr(error, 'strerror', error)}") from error
     return folder
 
 

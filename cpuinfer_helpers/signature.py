@@ -44,6 +44,8 @@ class BoundInputs:
                 raise InputError(
                     f"{name} was traced as {value!r} and is a constant now, not {given[name]!r}; trace again with it"
                 )
+        for name in self.tensors:
+            check_tensor(name, tensors.get(name))
         missing = [name for name in self.tensors if name not in tensors]
         if missing:
             raise InputError(f"{missing[0]!r} is missing: this trace takes {', '.join(self.tensors)}")
@@ -54,6 +56,31 @@ class BoundInputs:
                 "leave it out, or trace again with it"
             )
         return tensors
+
+
+def all_tensors(inputs: Mapping[str, Any]) -> bool:
+    """Whether there is nothing that has to be looked at closer."""
+    return all(isinstance(value, torch.Tensor) and value.numel() for value in inputs.values())
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is meant as a tensor and is none: arrays and lists, such as a tokenizer returns unless told.
+
+    Raises
+    ------
+    InputError
+        If it is such a one, or holds nothing.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() == 0:
+            if not value.shape[0]:
+                raise InputError(f"{name} has no rows, shape {list(value.shape)}, and holds nothing; give at least one")
+            raise InputError(f"{name} is of shape {list(value.shape)} and holds nothing; leave such batches out")
+    elif isinstance(value, (list, tuple)) or hasattr(value, "__array__"):
+        raise InputError(
+            f"{name} is a {type(value).__name__}, not a tensor; use return_tensors='pt' with a tokenizer, or "
+            "torch.from_numpy"
+        )
 
 
 def check_model(model: object) -> torch.nn.Module:
@@ -105,6 +132,8 @@ def bind_inputs(model: torch.nn.Module, example_inputs: object) -> BoundInputs:
     given = {name: value for name, value in example_inputs.items() if value is not None}
     tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
     constants = {name: value for name, value in given.items() if name not in tensors}
+    for name, value in given.items():
+        check_tensor(f"example_inputs[{name!r}]", value)
     if not tensors:
         raise InputError("example_inputs holds no tensor; give at least one, such as input_ids")
     for name, value in constants.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,13 +15,13 @@ from cpuinfer_helpers.artifacts import MODULE_FILE, kind_of, new_artifact, read_
 from cpuinfer_helpers.carrying import Carried
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.equality import Valid, difference
-from cpuinfer_helpers.errors import ArtifactError, first_line
+from cpuinfer_helpers.errors import ArtifactError, CpuInferError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.reference import run_seeded
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.sizes import ANY_SIZE, Sizes, read_sizes
 from cpuinfer_helpers.verification import CALLS_PER_CHECK
 
@@ -129,7 +130,7 @@ class TracedModel(Displayed, Carried):
         if self.module is None:
             with torch.no_grad():
                 return self._model(**{**self._inputs.constants, **inputs})
-        if inputs.keys() != self._names:
+        if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
         self.sizes.refuse_others(inputs)
         with torch.no_grad():
@@ -155,7 +156,8 @@ class TracedModel(Displayed, Carried):
         Raises
         ------
         ArtifactError
-            If nothing was traced, or the folder holds something else or cannot be written.
+            If nothing was traced, the folder holds something else or cannot be written, or what was written cannot be
+            loaded again. What was there is then as it was.
 
         Notes
         -----
@@ -170,6 +172,7 @@ class TracedModel(Displayed, Carried):
         with new_artifact(directory, self._kind, manifest) as folder:
             write_module(self.module, folder / MODULE_FILE)
             write_named_tensors(self.probe, folder / PROBE_FILE)
+            self._check_written(manifest, folder)
         return Path(directory)
 
     @classmethod
@@ -220,6 +223,16 @@ class TracedModel(Displayed, Carried):
             "constants": self._inputs.constants,
             "receipt": self.receipt.to_dict(),
         }
+
+    def _check_written(self, manifest: Mapping[str, Any], folder: Path) -> None:
+        """Load what was just written, and run its probe, before it takes the place of an older folder."""
+        try:
+            written = self._from_manifest(json.loads(json.dumps(manifest)), os.fspath(folder))
+            written._run_probe(os.fspath(folder))
+        except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtifactError(
+                f"what was written cannot be loaded again, so nothing was saved: {first_line(error)}"
+            ) from error
 
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:

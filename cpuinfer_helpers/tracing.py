@@ -21,6 +21,7 @@ from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.reference import Reference
+from cpuinfer_helpers.scratch import sweep
 from cpuinfer_helpers.signature import BoundInputs, argument_names
 from cpuinfer_helpers.traceable import (
     number_of_experts,
@@ -97,6 +98,7 @@ def trace_model(
     """
     _check_choice("input_style", input_style, _INPUT_STYLES)
     _check_choice("on_failure", on_failure, _ON_FAILURE)
+    sweep()
     job = _Job(Reference.of(model, example_inputs), input_style, freeze, verify)
     try:
         with switches.held(), torch.inference_mode(False):

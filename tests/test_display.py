@@ -227,3 +227,19 @@ def test_without_widgets_every_option_is_shown(monkeypatch: pytest.MonkeyPatch) 
 def test_a_choice_needs_a_list_of_options(options) -> None:
     with pytest.raises(InputError, match="at least one name"):
         choose_model(options)
+
+
+def test_dollar_signs_and_lone_surrogates_in_names_are_shown_as_they_are():
+    from cpuinfer_helpers.display import Table, bar_chart, operator_columns
+
+    name = "my$model_{$ \ud800"
+    table = Table(("name", name), ((name, "1"),), title=name, note=name)
+    assert r"my$model_{$ \ud800" in str(table)
+    (str(table) + table.as_html()).encode("utf-8")
+    for figure in (
+        bar_chart([name], [1.0], unit=name, title=name),
+        operator_columns([([name], name, True)], title=name),
+    ):
+        figure.canvas.draw()
+        title = figure.axes[0].get_title()
+        assert title == r"my\$model_{\$ \ud800"

@@ -212,3 +212,61 @@ def test_a_trace_that_is_right_for_one_size_of_image_refuses_others(tmp_path):
     each = cpu.trace_model(model, images, each_shape=True)
     larger = torch.rand(1, 3, 48, 48)
     torch.testing.assert_close(each(pixel_values=larger), model(larger))
+
+
+class LooksUp(LengthBakedIn):
+    """Has a table, which not every token is in."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(120, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return {"logits": super().forward(input_ids, attention_mask)["logits"] + self.table(input_ids)}
+
+
+@pytest.mark.parametrize("length", [12, 20])
+def test_inputs_that_the_model_refuses_do_not_condemn_their_shape(length, caplog):
+    model, traced = traced_each_shape(LooksUp())
+    bad = batch(2, length)
+    bad["input_ids"] = bad["input_ids"] + 1000
+    with pytest.raises(IndexError):
+        model(**bad)
+    with caplog.at_level(logging.WARNING), pytest.raises((IndexError, cpu.InputError)):
+        traced(**bad)
+    assert not traced.eager_shapes and not caplog.records
+    good = batch(2, length)
+    torch.testing.assert_close(traced(**good)["logits"], model(**good)["logits"].detach())
+    assert f"2 x {length}" in traced.shapes and not traced.eager_shapes
+
+
+def test_only_so_many_traces_are_made_and_that_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(each_shape, "TRACES_MADE", 3)
+    model, traced = traced_each_shape()
+    with caplog.at_level(logging.WARNING):
+        for length in (13, 14, 15, 16, 13):
+            inputs = batch(2, length)
+            torch.testing.assert_close(traced(**inputs)["logits"], model(**inputs)["logits"].detach())
+    assert traced.shapes == ("2 x 12", "2 x 14", "2 x 13")
+    assert traced.receipt.evidence["traces made"].startswith("3 of at most 3")
+    assert "pad to fewer shapes" in traced.receipt.evidence["no more traces"]
+    assert sum("pad to fewer shapes" in record.message for record in caplog.records) == 1
+
+
+def test_a_good_folder_is_not_replaced_by_one_that_cannot_be_loaded(tmp_path, monkeypatch):
+    _, traced = traced_each_shape()
+    traced.save(tmp_path / "model")
+    before = (tmp_path / "model" / MANIFEST).read_bytes()
+    monkeypatch.setattr(each_shape, "write_module", lambda module, path: path.write_bytes(b"not a module"))
+    with pytest.raises(cpu.ArtifactError, match="cannot be loaded again, so nothing was saved"):
+        traced.save(tmp_path / "model")
+    assert (tmp_path / "model" / MANIFEST).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    assert cpu.TracedModel.load(tmp_path / "model").shapes == traced.shapes
+
+
+def test_without_a_trace_left_nothing_is_saved(tmp_path, monkeypatch):
+    _, traced = traced_each_shape()
+    traced._refuse(next(iter(traced._traces)), "it is wrong")
+    with pytest.raises(cpu.ArtifactError, match="no trace to save"):
+        traced.save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -470,3 +470,11 @@ def test_freed_memory_is_left_alone_where_the_c_library_cannot_keep_it(monkeypat
     monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
     with machine.freed_memory_kept() as kept:
         assert not kept
+
+
+@pytest.mark.parametrize("count", [10**9, 0, -1, True, 2.0, "2", None])
+def test_a_number_of_threads_that_cannot_be_is_refused(count):
+    before = torch.get_num_threads()
+    with pytest.raises(InputError, match="at most"), threads(count):
+        pass
+    assert torch.get_num_threads() == before

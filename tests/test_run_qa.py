@@ -280,3 +280,47 @@ def test_an_interrupt_ends_it_with_one_line(tmp_path):
     )  # fmt: skip
     assert child.returncode == 130 and "run_qa: interrupted" in child.stderr, (time.monotonic() - started, child.stderr)
     assert "Traceback" not in child.stderr and not list((tmp_path / "out").iterdir())
+
+
+def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(command, tmp_path):
+    _, plain, _ = command(folder="plain")
+    shutil.copytree(CHECKPOINT, tmp_path / "left")
+    file = tmp_path / "left" / "tokenizer_config.json"
+    settings = {"padding_side": "left", "truncation_side": "left"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    code, out, printed = command(model=str(tmp_path / "left"))
+    assert code == 0, printed.err
+    assert load(out, "eval_predictions.json") == load(plain, "eval_predictions.json")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--seed -1", "--per_device_eval_batch_size 0", "--per_device_eval_batch_size -3", "--dataloader_drop_last true",
+        "--deepspeed x", "--report_to nope", "--fsdp full_shard", "--dataloader_num_workers -1", "--max_seq_length 0",
+        "--doc_stride 384", "--eval_use_gather_object true", "--eval_do_concat_batches false", "--fp16 true",
+        "--eval_accumulation_steps 0", "--prediction_loss_only true", "--past_index 0", "--torch_compile true",
+        "--null_score_diff_threshold nan", "--dataloader_num_workers 1000000",
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_for_an_evaluation(words, command):
+    code, _, printed = command(*words.split())
+    assert refused(code, printed)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, json.dumps([{
+    "id": "1", "question": "who \ud800?", "context": "a b", "answers": {"text": ["a"], "answer_start": [0]},
+}])], ids=["deep", "surrogate"])  # fmt: skip
+def test_files_that_no_reader_takes(content, command, tmp_path):
+    (tmp_path / "data.json").write_text(content)
+    code, _, printed = command(file=str(tmp_path / "data.json"))
+    assert refused(code, printed)
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_without_standard_error_the_exit_code_tells(stream, monkeypatch):
+    if stream:
+        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert run_qa.main(["--nonsense"]) == 2

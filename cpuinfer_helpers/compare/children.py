@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cpuinfer_helpers
+from cpuinfer_helpers import tied
 from cpuinfer_helpers.compare.memory import private_bytes
 from cpuinfer_helpers.display import shorten
 
@@ -63,7 +63,7 @@ class Child:
         replies_end, replies = os.pipe()
         # As files, so that they are closed even if this object is dropped half made: then the child ends by itself.
         self._commands, self._replies = os.fdopen(commands_end, "wb", 0), os.fdopen(replies_end, "rb", 0)
-        command = [sys.executable, "-m", "cpuinfer_helpers.compare.worker", str(os.getpid()), str(commands)]
+        command = tied.command("-m", "cpuinfer_helpers.compare.worker", str(commands))
         try:
             with self._stderr.open("wb") as log:
                 self._process = subprocess.Popen(

@@ -16,7 +16,7 @@ from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, Child, ChildLost
 from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult, check_price
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.machine import MachineReport, machine_report
+from cpuinfer_helpers.machine import MachineReport, machine_report, most_threads
 from cpuinfer_helpers.recipes import Recipe, get_recipe, list_recipes
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.signature import bind_inputs, check_model
@@ -304,8 +304,9 @@ def check_threads(threads: int | None) -> int:
     """
     if threads is None:
         return torch.get_num_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise InputError(f"threads is {threads!r}; give a whole number of at least 1")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most_threads():
+        most = most_threads()
+        raise InputError(f"threads is {threads!r}; give a whole number of at least 1, and at most {most} here")
     return threads
 
 

@@ -7,12 +7,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.compare.comparison import Comparison
 from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.restoring import SPECIAL_NUMBERS, restore
 
@@ -30,7 +30,7 @@ def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     ArtifactError
         If it cannot be written.
     """
-    target = Path(path).expanduser()
+    target = given_path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, as_text(comparison))
@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str]) -> Comparison:
     ArtifactError
         If the file is missing, damaged or of another kind or format.
     """
-    source = Path(path).expanduser()
+    source = given_path(path)
     try:
         data = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -23,12 +20,10 @@ from cpuinfer_helpers.compare.transport import read_tensors, write_parcel
 from cpuinfer_helpers.display import format_bytes
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.recipes import Recipe, list_recipes
+from cpuinfer_helpers.scratch import temporary_folder
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-_PREFIX = "cpuinfer-compare-"
-_LOCK = "lock"
-_ABANDONED_AFTER_S = 60.0
 _MIB = 2**20
 # A process with PyTorch, transformers and a backend, before it holds any weights. Seen: 350 to 700 MiB.
 _PROCESS_BYTES = 700 * _MIB
@@ -67,7 +62,9 @@ class Session:
         self._started = 0
 
     def __enter__(self) -> Session:
-        self._folder, self._lock = _private_folder()
+        # Only this user can read it: what lies in it is unpickled.
+        self._scratch = temporary_folder()
+        self._folder = self._scratch.__enter__()
         try:
             self._parcel = write_parcel(self._folder, "content", self._content)
         except BaseException:
@@ -81,8 +78,7 @@ class Session:
         try:
             for child in self._children:
                 child.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._lock.close()
+            self._scratch.__exit__(None, None, None)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
@@ -210,39 +206,3 @@ class Session:
         if free_bytes() < _RESERVE_BYTES // 4:
             return f"less than {format_bytes(_RESERVE_BYTES // 4)} are free on this machine"
         return None
-
-
-def _private_folder() -> tuple[Path, BinaryIO]:
-    """A folder that only this user can read, with a lock in it that is held as long as the file is open.
-
-    Raises
-    ------
-    ArtifactError
-        If there is no place for it.
-    """
-    folder = None
-    try:
-        _remove_abandoned()
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        lock = (folder / _LOCK).open("wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise ArtifactError(
-            f"no temporary folder can be made for the child processes: {error}; make room or set TMPDIR"
-        ) from error
-    return folder, lock
-
-
-def _remove_abandoned() -> None:
-    """Remove what a process left that was killed and so could not clean up: folders whose lock nobody holds."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_S:
-                continue
-            with (folder / _LOCK).open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # in use, or no longer there
-            continue

@@ -1,19 +1,16 @@
 """The child process of one recipe: does what the parent asks for, one thing at a time, and is idle in between.
 
-Started as ``python -m cpuinfer_helpers.compare.worker PARENT COMMANDS REPLIES``: the parent's process id and two file
+Started by :mod:`~cpuinfer_helpers.tied` as ``-m cpuinfer_helpers.compare.worker COMMANDS REPLIES``: two file
 descriptors. Commands and replies are lines of JSON.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -36,7 +33,6 @@ from cpuinfer_helpers.timing import count_flops, measure, roofline, seconds_of
 
 # What the first calls cost is looked at for so many of them: plans are made by the third (FACTS: two to three calls).
 _FIRST_CALLS = 6
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -199,8 +195,7 @@ class Worker:
 
 def main(arguments: list[str]) -> int:
     """Serve the parent until it closes the pipe."""
-    parent, commands, replies = map(int, arguments)
-    _end_with(parent)
+    commands, replies = map(int, arguments)
     _spare_others()
     worker = Worker()
     with os.fdopen(commands, "r", encoding="utf-8") as lines, os.fdopen(replies, "w", encoding="utf-8") as answers:
@@ -218,22 +213,6 @@ def _carry_out(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
         return {"error": first_line(error), "out_of_memory": True}
     except Exception as error:  # models and backends raise anything; the parent puts it into the recipe's row
         return {"error": first_line(error), "out_of_memory": False}
-
-
-def _end_with(parent: int) -> None:
-    """Make sure that this process does not outlive its parent, even one that is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def _spare_others() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from cpuinfer_helpers.artifacts import MODULE_FILE
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import BuildError, InputError
 from cpuinfer_helpers.graph import jit_deprecations_ignored
+from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.scratch import temporary_folder
 
 SOURCE = Path(__file__).with_name("run_traced.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -82,12 +83,12 @@ def build(directory: str | os.PathLike[str]) -> Path:
     BuildError
         If there is no compiler, or it fails; the message holds its first error.
     """
-    compiler = find_compiler()
+    folder, compiler = given_path(directory, "directory"), find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler was found; install g++ or clang++, or name one in the variable CXX")
     package = Path(torch.__file__).parent
     include, libraries = package / "include", package / "lib"
-    executable = Path(directory) / "run_traced"
+    executable = folder / "run_traced"
     command = [
         *(compiler, "-std=c++20", "-O2", "-w", str(SOURCE), "-o", str(executable)),
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
@@ -139,13 +140,13 @@ def run(
     for name, tensor in inputs.items():
         if tensor.dtype != torch.int64:
             raise InputError(f"inputs[{name!r}] is {tensor.dtype}; the program reads int64 only")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.txt"
+    with temporary_folder() as folder:
+        path = folder / "inputs.txt"
         path.write_text("".join(_line(name, tensor) for name, tensor in inputs.items()), encoding="utf-8")
         if isinstance(module, torch.jit.ScriptModule):
             with jit_deprecations_ignored():
-                (Path(folder) / "module.pt").write_bytes(module.save_to_buffer())
-            module = Path(folder) / "module.pt"
+                (folder / "module.pt").write_bytes(module.save_to_buffer())
+            module = folder / "module.pt"
         elif Path(module).is_dir():
             module = Path(module) / MODULE_FILE
         arguments = [str(executable), str(module), str(path), str(calls), str(threads or torch.get_num_threads())]

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers import tied
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.equality import difference
 from cpuinfer_helpers.errors import InputError, first_line
@@ -203,7 +204,7 @@ def _in_child(backend: str, precision: str) -> list[Proof]:
     reason = _obstacle(backend, precision)
     if reason:
         return _unproven(backend, precision, reason)
-    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, backend, precision]
+    command = tied.command("-m", __name__ if __name__ != "__main__" else __spec__.name, backend, precision)
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     try:

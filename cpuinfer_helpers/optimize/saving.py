@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_rep
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.weights import dtype_of, read_config, read_model, write_model
 from cpuinfer_helpers.outputs import OutputSpec
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes.base import Stored
@@ -69,6 +71,7 @@ def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
             manifest["output_dtypes"] = {name: _name(dtype) for name, dtype in prepared.dtypes.items()}
         write_named_tensors(probe, folder / PROBE_FILE)
         (folder / _COMPARISON_FILE).write_text(as_text(optimized.comparison), encoding="utf-8")
+        _check_written(json.loads(json.dumps(manifest)), recipe, prepared.inputs, folder)
     return Path(directory)
 
 
@@ -113,7 +116,7 @@ def load_optimized(
     RecipeError
         If the recipe cannot run here.
     """
-    folder = Path(directory).expanduser()
+    folder = given_path(directory, "directory")
     manifest = read_manifest(folder, KIND, _FORMAT_VERSION)
     try:
         recipe = _known_recipe(manifest["recipe"], folder)
@@ -138,6 +141,25 @@ def load_optimized(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
     return optimized
+
+
+def _check_written(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, folder: Path) -> None:
+    """Load what was just written, and run its probe, before it takes the place of an older folder.
+
+    What a recipe would make anew from the weights when it is loaded is not made here: that takes as long as preparing.
+    """
+    try:
+        probe = read_named_tensors(folder / PROBE_FILE)
+        if not manifest["exported"]:
+            Comparison.load(folder / _COMPARISON_FILE)
+            return
+        restored = _restored(manifest, recipe, inputs, folder)
+        valid = valid_positions(inputs.tensors, restored.config)
+        run_probe(restored, probe, folder, valid=valid, precision=recipe.precision, tolerance=manifest["tolerance"])
+    except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(
+            f"what was written cannot be loaded again, so nothing was saved: {first_line(error)}"
+        ) from error
 
 
 def _recipe_of(optimized: OptimizedModel) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
+from cpuinfer_helpers.scratch import temporary_folder
 
 # The first that has LayerNormalization, and every release that we support runs it.
 _OPSET = 17
@@ -40,9 +40,9 @@ def _build_int8(request: Request) -> Build:
 
 
 def _build(request: Request, runs: str, change: Callable[[Path, bool], Path] | None = None) -> Build:
-    with tempfile.TemporaryDirectory() as folder, libraries_quiet() as warnings:
-        path, adapter = _converted(request, Path(folder), change)
-        session, kinds = _session(path, Path(folder))
+    with temporary_folder() as folder, libraries_quiet() as warnings:
+        path, adapter = _converted(request, folder, change)
+        session, kinds = _session(path, folder)
     return Build(
         _answer(session, request.inputs.tensors, adapter.spec.tensor_names()),
         runs=runs,
@@ -169,8 +169,8 @@ def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
 
 
 def _restore(stored: Stored, folder: Path) -> Build:
-    with tempfile.TemporaryDirectory() as scratch, libraries_quiet():
-        session, _ = _session(folder / Path(stored.details["file"]).name, Path(scratch))
+    with temporary_folder() as scratch, libraries_quiet():
+        session, _ = _session(folder / Path(stored.details["file"]).name, scratch)
     return Build(_answer(session, stored.inputs.tensors, stored.outputs), runs=stored.details["runs"])
 
 

@@ -21,6 +21,7 @@ from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 from cpuinfer_helpers.recipes.registry import get_recipe
 from cpuinfer_helpers.reference import Reference
+from cpuinfer_helpers.scratch import sweep
 from cpuinfer_helpers.variations import Variation
 from cpuinfer_helpers.verification import Verification
 from cpuinfer_helpers.verification import verify as verify_answers
@@ -83,6 +84,7 @@ def prepare(
     if on_failure not in _ON_FAILURE:
         raise InputError(f"on_failure is {on_failure!r}; choose from {', '.join(_ON_FAILURE)}")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    sweep()
     reference = Reference.of(model, example_inputs)
     return prepare_like(
         reference, recipe, calibration=calibration, verify=verify, tolerance=tolerance, on_failure=on_failure

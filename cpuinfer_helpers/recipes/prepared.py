@@ -12,7 +12,7 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Build
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.sizes import ANY_SIZE, Sizes
 
 Tensors = Mapping[str, torch.Tensor]
@@ -128,7 +128,7 @@ class PreparedModel(Displayed, Carried):
             compared with the model.
         """
         self._refuse_fork()
-        if inputs.keys() != self._names:
+        if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
         with torch.no_grad():
             if self._answer is None:

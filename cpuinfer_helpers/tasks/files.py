@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
+from cpuinfer_helpers.paths import given_path
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -18,10 +18,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     DataError
         If the file cannot be read or is not valid JSON; the message names it.
     """
-    source = Path(path)
+    source = given_path(path)
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{source} is not valid JSON: {error}") from error

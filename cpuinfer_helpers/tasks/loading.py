@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import torch
 from cpuinfer_helpers import switches
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest, sha256
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.scratch import unfinished_folder
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
 from cpuinfer_helpers.tasks.squad import parse_squad, read_squad
@@ -133,15 +134,19 @@ def read_examples(name: str, part: str) -> Sequence[Example]:
     return _SOURCES[name].read_file(DATA / f"{name}-{part}.json")
 
 
+# What its path is called in messages.
+_CACHE = "the folder for caches (set CPUINFER_CACHE)"
+
+
 def cache_directory() -> Path:
     """Where rebuilt checkpoints are kept: ``CPUINFER_CACHE``, or the platform's own folder for caches."""
     chosen = os.environ.get("CPUINFER_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return given_path(chosen, "the variable CPUINFER_CACHE")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cpuinfer_helpers"
+        return given_path("~/Library/Caches/cpuinfer_helpers", _CACHE)
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "cpuinfer_helpers"
+    return given_path(base or "~/.cache", _CACHE) / "cpuinfer_helpers"
 
 
 def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Path:
@@ -255,7 +260,12 @@ def _cache_damage(cached: Path) -> ArtifactError | None:
 @contextmanager
 def _one_process_at_a_time(name: str) -> Iterator[None]:
     """Make others that need the same checkpoint wait for it, instead of training it too."""
-    cache_directory().mkdir(parents=True, exist_ok=True)
+    try:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{cache_directory()} cannot be made: {error}; set CPUINFER_CACHE to a folder that can be written"
+        ) from error
     with (cache_directory() / f"{name}.lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,11 +280,11 @@ def _train_into(directory: Path, name: str) -> None:
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=directory.parent) as scratch,
+        unfinished_folder(directory) as scratch,
         new_artifact(directory, _CHECKPOINT_KIND, {"format_version": _CHECKPOINT_FORMAT}) as folder,
     ):
         train_checkpoint(name, scratch)
-        for path in sorted((Path(scratch) / name).iterdir()):
+        for path in sorted((scratch / name).iterdir()):
             path.rename(folder / path.name)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import DataError, InputError, first_line
+from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.loading import TASK_NAMES, load_task, read_examples
 from cpuinfer_helpers.tasks.task import Task
@@ -163,11 +164,10 @@ def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) ->
     """
     if task is not None and task not in _AUTO_CLASSES:
         raise InputError(f"unknown task {task!r}; choose from {', '.join(MODEL_TASKS)}")
-    if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
-        raise InputError(f"name_or_path is {name_or_path!r}; give a folder, or owner and name on the hub")
+    folder = given_path(name_or_path, "name_or_path")
     if name_or_path in TASK_NAMES:
         return _of_task(str(name_or_path), task)
-    name, folder = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    name = os.fspath(name_or_path)
     try:
         if folder.is_dir():
             return _read(folder, task, str(folder))

@@ -103,6 +103,10 @@ def _question(place: str, context: Any, record: Mapping[str, Any]) -> Question:
     for name, value in (("context", context), ("question", question)):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{place}: {name} is {value!r}; it must be a text that is not empty")
+    for name, value in (("id", str(identifier)), ("context", context), ("question", question)):
+        # Half of a pair, which JSON can write and neither a tokenizer nor a file can take.
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{ascii(place)[1:-1]}: {name} has a lone surrogate, which is no character; mend the file")
     texts, starts = _answers(place, _get(record, "answers", place))
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text or not isinstance(start, int) or isinstance(start, bool):

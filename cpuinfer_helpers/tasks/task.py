@@ -393,6 +393,8 @@ def _batches(
 
 def _pad(tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
     """Tensors of rows that are filled up to the same length on the right."""
+    if tokenizer.pad_token_id is None and any(len(row["input_ids"]) < length for row in rows):
+        raise InputError("the tokenizer has no padding token, and rows differ in length; set tokenizer.pad_token")
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {
         name: torch.tensor([row[name] + [fill.get(name, 0)] * (length - len(row[name])) for row in rows])

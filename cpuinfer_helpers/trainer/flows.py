@@ -7,15 +7,16 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cpuinfer_helpers import tied
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.scratch import temporary_folder
 from cpuinfer_helpers.tasks import TASK_NAMES, load_task
 from cpuinfer_helpers.tasks.classification import accuracy
 from cpuinfer_helpers.tasks.rows import task_rows
@@ -172,7 +173,7 @@ def _in_child(job: Mapping[str, Any]) -> FlowResult | str:
     path = os.pathsep.join(str(Path(folder or ".").resolve()) for folder in sys.path)
     try:
         child = subprocess.run(
-            [sys.executable, "-m", __name__, json.dumps(job)],
+            tied.command("-m", __name__, json.dumps(job)),
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
@@ -202,8 +203,8 @@ def _run(job: Mapping[str, Any]) -> FlowResult:
         torch.set_num_threads(job["threads"])
     task = load_task(job["task"])
     rows = task_rows(task, limit=job["limit"])
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(job, task, folder)
+    with temporary_folder() as folder:
+        trainer = _trainer(job, task, str(folder))
         # Before the evaluation, which may change the model of transformers' own Trainer.
         verdict = verify_trainer(trainer, rows.rows)
         started = time.perf_counter()

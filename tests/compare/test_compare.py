@@ -269,20 +269,11 @@ def test_a_wrong_argument_is_named_before_anything_is_started(arguments, message
         cpu.compare(**request)
 
 
-def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
-    import fcntl
-
+def test_what_children_need_lies_in_a_folder_that_is_removed(tmp_path, monkeypatch):
     from cpuinfer_helpers.compare.session import Session
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    abandoned, used, new = (tmp_path / f"cpuinfer-compare-{name}" for name in ("abandoned", "used", "new"))
-    for folder in (abandoned, used, new):
-        folder.mkdir()
-        (folder / "lock").touch()
-    for folder in (abandoned, used):
-        os.utime(folder, (1, 1))
-    with (used / "lock").open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with Session({"model": make_tagger()}, threads=1, timeout_s=60, memory_bytes=None):
-            assert sum(folder.name.startswith("cpuinfer-compare-") for folder in tmp_path.iterdir()) == 3
-    assert sorted(tmp_path.iterdir()) == [new, used]
+    with Session({"model": make_tagger()}, threads=1, timeout_s=60, memory_bytes=None):
+        (folder,) = tmp_path.iterdir()
+        assert folder.name.startswith("cpuinfer-scratch-") and folder.stat().st_mode & 0o077 == 0
+    assert not list(tmp_path.iterdir())

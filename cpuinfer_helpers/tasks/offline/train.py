@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cpuinfer_helpers.artifacts import move_into_place, sha256, write_text
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.scratch import unfinished_folder
 from cpuinfer_helpers.tasks.classification import entity_f1
 from cpuinfer_helpers.tasks.loading import read_examples
 from cpuinfer_helpers.tasks.offline import vocabulary
@@ -201,8 +201,8 @@ def save(model: PreTrainedModel, task_name: str, folder: Path) -> None:
 @contextmanager
 def _replaced_folder(target: Path) -> Iterator[Path]:
     """A new folder to fill that takes the target's place at the end; after an error the target is as before."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        new = Path(temporary, "new")
+    with unfinished_folder(target) as temporary:
+        new = temporary / "new"
         new.mkdir()
         yield new
         move_into_place(new, target)
