@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with every character escaped that is not seen, or that moves others: terminals and logs stay whole.
+
+    Parameters
+    ----------
+    text
+        Such as the name of a file that somebody else has made.
+    keep
+        Characters that stay as they are, such as line ends.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class CpuInferError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose; its text never moves the terminal's cursor."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n\t")
 
 
 class InputError(CpuInferError, ValueError):
