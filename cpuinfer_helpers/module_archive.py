@@ -37,9 +37,9 @@ def check_module_archive(path: str | os.PathLike[str]) -> None:
     """Refuse a file that is no TorchScript archive, or one that could do more than compute.
 
     Loading an archive runs the ``__setstate__`` of its classes, and a call runs all the rest: among TorchScript's
-    operators are some that write and map files. So nothing is deserialised before this has seen that the archive is laid
-    out as ``torch.jit.save`` lays it out, that its code names no such operator and defines no ``__setstate__``, and that
-    its pickles hold tensors, numbers, texts and classes of its own only.
+    operators are some that write and map files. So nothing is deserialised before this has seen that the archive is
+    laid out as ``torch.jit.save`` lays it out, that its code names no such operator and defines no ``__setstate__``,
+    and that its pickles hold tensors, numbers, texts and classes of its own only.
 
     Raises
     ------

@@ -22,9 +22,12 @@ def write_module(module: torch.jit.ScriptModule, path: Path) -> None:
     ------
     OSError
         If the file cannot be written.
+    ArtifactError
+        If :func:`read_module` would refuse it.
     """
     with jit_deprecations_ignored():
         path.write_bytes(module.save_to_buffer())
+    check_module_archive(path)
 
 
 def read_module(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:

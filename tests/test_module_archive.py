@@ -315,11 +315,9 @@ def test_pickles_that_name_or_claim_what_they_should_not(
 def test_every_way_to_load_one_refuses_it(tmp_path: Path) -> None:
     """Sums that fit do not help: whoever makes the file makes them too."""
     attack = scripted(Saves(), tmp_path / "attack")
-    ids = torch.arange(24).reshape(2, 12)
+    tokens = {"input_ids": torch.arange(24).reshape(2, 12), "attention_mask": torch.ones(2, 12)}
     one = cpu.trace_model(Layers().eval(), example()).save(tmp_path / "one")
-    each = cpu.trace_model(
-        LengthBakedIn().eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, each_shape=True
-    ).save(tmp_path / "each")
+    each = cpu.trace_model(LengthBakedIn().eval(), tokens, each_shape=True).save(tmp_path / "each")
     folders = [(one, cpu.TracedModel.load), (each, cpu.TracedModel.load)]
     for recipe in ("torchscript-fp32", "onednn-graph-fp32"):
         folders.append((by_hand(recipe, Layers().eval(), example()).save(tmp_path / recipe), cpu.load_optimized))
