@@ -15,7 +15,7 @@ from io import BytesIO
 from textwrap import wrap
 from typing import Any
 
-from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.errors import InputError, printable
 
 RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"
 _MAX_CELL_WIDTH = 100
@@ -80,7 +80,7 @@ class Table(Displayed):
 
     def as_text(self) -> str:
         """The table in plain text, columns aligned."""
-        rows = [tuple(shorten(cell) for cell in row) for row in self.rows]
+        rows = [tuple(shorten(printable(cell, keep="\n\t")) for cell in row) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(self.columns, *rows, strict=True)]
         lines = [self.title] if self.title else []
         lines.append(self._text_line(self.columns, widths))

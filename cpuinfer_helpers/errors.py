@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters, line separators, those that change the direction of what follows, and halves of characters.
+_MOVING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with every character escaped that is not seen, or that moves others: terminals and logs stay whole.
+    """The text with every character escaped that moves the cursor or other characters: terminals and logs stay whole.
 
     Parameters
     ----------
@@ -13,9 +18,7 @@ def printable(text: str, keep: str = "") -> str:
     keep
         Characters that stay as they are, such as line ends.
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return _MOVING.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 class CpuInferError(Exception):
