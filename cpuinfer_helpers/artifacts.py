@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.errors import ArtifactError, printable
 from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.plain_json import is_plain, open_plain, read_plain_json, without_escapes
 from cpuinfer_helpers.scratch import sweep, unfinished_file, unfinished_folder
 
 MANIFEST = "manifest.json"
@@ -58,7 +59,7 @@ def new_artifact(directory: str | os.PathLike[str], kind: str, manifest: Mapping
         with unfinished_folder(target) as temporary:
             yield temporary
             files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-            text = json.dumps({"kind": kind, **manifest, "files": files}, indent=2)
+            text = json.dumps(without_escapes({"kind": kind, **manifest, "files": files}), indent=2)
             (temporary / MANIFEST).write_text(text, encoding="utf-8")
             with _alone_in(target.parent):
                 move_into_place(temporary, target)
@@ -107,20 +108,23 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, format_version: 
     sweep(folder.parent)
     manifest = _load_manifest(folder)
     if manifest.get("kind") != kind:
-        raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}; load it with what wrote it")
+        raise ArtifactError(f"{folder} holds {manifest.get('kind')!r:.80}, not {kind!r}; load it with what wrote it")
     if manifest.get("format_version") != format_version:
         raise ArtifactError(
-            f"{folder} has format {manifest.get('format_version')!r}, this version reads {format_version}; save again"
+            f"{folder} has format {manifest.get('format_version')!r:.80}, this version reads {format_version}; "
+            "save again"
         )
     files = manifest.get("files")
     if not isinstance(files, dict) or not files or not all(_is_plain_name(name) for name in files):
         raise ArtifactError(f"{folder / MANIFEST} does not list its files; save the model again")
-    for name in _unlisted(folder, manifest):
-        raise ArtifactError(f"{folder / name} is not part of what was saved; move it away")
+    for name in _unlisted(folder, manifest, hidden=True):
+        raise ArtifactError(f"{folder / printable(name)} is not part of what was saved; move it away")
     for name, expected in files.items():
-        if not (folder / name).is_file():
+        if not (folder / name).exists() and not (folder / name).is_symlink():
             raise ArtifactError(f"{folder / name} is missing; copy the whole folder or save the model again")
-        if sha256(folder / name) != expected:
+        if not is_plain(folder / name):
+            raise ArtifactError(f"{folder / name} is no file of its own, but a link, a pipe or the like; save it again")
+        if _sum_of(folder / name) != expected:
             raise ArtifactError(f"{folder / name} is damaged or was changed: its sha256 differs; save the model again")
     return manifest
 
@@ -134,18 +138,27 @@ def kind_of(directory: str | os.PathLike[str]) -> str | None:
 def sha256(path: Path) -> str:
     """The file's sha256 as a hexadecimal text."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
+def _sum_of(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+
+
 def _load_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (folder / MANIFEST).is_symlink():
+            raise OSError("it is a link to another place")
+        manifest = read_plain_json(folder / MANIFEST)
     except FileNotFoundError:
         raise ArtifactError(f"{folder} has no {MANIFEST}: it is not a folder that save() wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read: {error}; save the model again") from error
     if not isinstance(manifest, dict):
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest; save the model again")
@@ -166,13 +179,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _is_plain_name(name: str) -> bool:
-    return name not in ("", ".", "..") and Path(name).name == name
+    return name not in ("", ".", "..") and Path(name).name == name and "\0" not in name and printable(name) == name
 
 
-def _unlisted(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files that the manifest does not list; hidden ones, which file managers leave behind, do not count."""
+def _unlisted(folder: Path, manifest: Mapping[str, Any], *, hidden: bool = False) -> list[str]:
+    """Files that the manifest does not list; hidden ones, which file managers leave behind, count where it is read."""
     listed = {MANIFEST, *(manifest.get("files") or ())}
-    return sorted(p.name for p in folder.iterdir() if p.name not in listed and not p.name.startswith("."))
+    return sorted(p.name for p in folder.iterdir() if p.name not in listed and (hidden or not p.name.startswith(".")))
 
 
 def _check_replaceable(target: Path, kind: str) -> None:

@@ -15,7 +15,7 @@ from io import BytesIO
 from textwrap import wrap
 from typing import Any
 
-from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.errors import InputError, printable
 
 RESULT_MIME_TYPE = "application/vnd.cpuinfer+json"
 _MAX_CELL_WIDTH = 100
@@ -80,7 +80,7 @@ class Table(Displayed):
 
     def as_text(self) -> str:
         """The table in plain text, columns aligned."""
-        rows = [tuple(shorten(cell) for cell in row) for row in self.rows]
+        rows = [tuple(shorten(printable(cell, keep="\n\t")) for cell in row) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(self.columns, *rows, strict=True)]
         lines = [self.title] if self.title else []
         lines.append(self._text_line(self.columns, widths))
@@ -88,7 +88,7 @@ class Table(Displayed):
         lines.extend(self._text_line(row, widths) for row in rows)
         if self.note:
             lines.append(self.note)
-        return printable("\n".join(lines))
+        return printable("\n".join(lines), keep="\n\t")
 
     def _text_line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         aligned = (
@@ -103,7 +103,7 @@ class Table(Displayed):
         body = "".join(self._html_row(row) for row in self.rows)
         title = f"<p><strong>{escape(self.title)}</strong></p>" if self.title else ""
         note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
-        return printable(f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}")
+        return printable(f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}", keep="\n\t")
 
     def _html_row(self, row: Sequence[str]) -> str:
         cells = (f"<td{self._style(name)}>{escape(cell)}</td>" for name, cell in zip(self.columns, row, strict=True))
@@ -111,11 +111,6 @@ class Table(Displayed):
 
     def _style(self, column: str) -> str:
         return f' style="text-align:{"right" if column in self.numeric else "left"}"'
-
-
-def printable(text: str) -> str:
-    """The text as any terminal takes it: a lone surrogate, as names of files may have, is written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(text: str) -> str:

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters, line separators, those that change the direction of what follows, and halves of characters.
+_MOVING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with every character escaped that moves the cursor or other characters: terminals and logs stay whole.
+
+    Parameters
+    ----------
+    text
+        Such as the name of a file that somebody else has made.
+    keep
+        Characters that stay as they are, such as line ends.
+    """
+    return _MOVING.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
 
 class CpuInferError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose; its text never moves the terminal's cursor."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n\t")
 
 
 class InputError(CpuInferError, ValueError):

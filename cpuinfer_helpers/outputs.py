@@ -16,6 +16,7 @@ from cpuinfer_helpers.errors import TraceError
 logger = logging.getLogger("cpuinfer_helpers")
 
 _SINGLE_OUTPUT = "output"
+_KINDS = ("tensor", "none", "sequence", "mapping", "left out")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class OutputSpec:
 
         A class that may not be imported becomes ``dict``, or ``tuple`` for a sequence, with a WARNING.
         """
+        if data["kind"] not in _KINDS or not isinstance(data["name"], str) or not isinstance(data["children"], list):
+            raise ValueError(f"{data['kind']!r} is no part of an output")
         children = tuple((key, cls.from_dict(child)) for key, child in data["children"])
+        if not all(isinstance(key, str) for key, _ in children) or len(dict(children)) != len(children):
+            raise ValueError("an output names its parts by texts, each once")
         plain = tuple if data["kind"] == "sequence" else dict
         output_class = _find_class(data["output_class"], plain) if data["output_class"] else None
         return cls(data["kind"], data["name"], output_class, children)
@@ -161,7 +166,7 @@ def _find_class(path: str, plain: type) -> type:
 def _import_if_there(name: str) -> Any:
     try:
         return import_module(name)
-    except ImportError:  # another version of the library has no such module
+    except Exception:  # another version of the library has no such module, or it is the name of none
         return None
 
 

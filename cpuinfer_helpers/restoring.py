@@ -45,11 +45,36 @@ def restore(wanted: Any, value: Any, where: str) -> Any:
     if wanted is float:
         value = SPECIAL_NUMBERS.get(value, value) if isinstance(value, str) else value
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        _expect(isinstance(value, float) or abs(value) < 2**63, where, "a number of at most 64 bits", value)
         return float(value)
     _expect(
         isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)), where, wanted.__name__, value
     )
     return value
+
+
+def check_fields(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Compare the entries of an object with the types that they must have.
+
+    Parameters
+    ----------
+    found
+        What JSON gave.
+    wanted
+        A type or a type hint for each entry; those whose hint is ``... | None`` may be missing.
+    where
+        The object's name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If an entry is missing or of another type; the message names the place.
+    """
+    for name, hint in wanted.items():
+        # A field that newer versions write may be missing, and None may be what it says.
+        if name in found or type(None) not in typing.get_args(hint):
+            _expect(name in found, f"{where}.{name}", "there", "missing")
+            restore(hint, found[name], f"{where}.{name}")
 
 
 def _restore_class(wanted: type, value: Any, where: str) -> Any:
@@ -73,4 +98,11 @@ def _restore_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
 
 def _expect(holds: bool, where: str, what: str, seen: Any) -> None:
     if not holds:
-        raise ValueError(f"{where} should be {what}, and is {seen!r}"[:300])
+        raise ValueError(f"{where[:100]} should be {what}, and is {_shown(seen)}")
+
+
+def _shown(seen: Any) -> str:
+    try:
+        return f"{seen!r:.200}"
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return f"a {type(seen).__name__}"

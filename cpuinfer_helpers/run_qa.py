@@ -27,6 +27,7 @@ from cpuinfer_helpers.qa_options import check_options
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.signature import argument_names
 from cpuinfer_helpers.tasks import question_answering as qa
+from cpuinfer_helpers.tasks.checkpoints import load_config, load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.files import read_json
 from cpuinfer_helpers.tasks.hub import hub_unavailable
 from cpuinfer_helpers.tasks.squad import Question, parse_squad, read_squad
@@ -353,20 +354,13 @@ def _load(model_args: ModelArguments) -> tuple[torch.nn.Module, Any]:
     if hub_unavailable():
         shared["local_files_only"] = True
     try:
-        config = transformers.AutoConfig.from_pretrained(model_args.config_name or path, **shared)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            model_args.tokenizer_name or path, use_fast=True, **shared
-        )
-        model, information = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            path, config=config, output_loading_info=True, **shared
-        )
+        config = load_config(model_args.config_name or path, **shared)
+        tokenizer = load_tokenizer(model_args.tokenizer_name or path, use_fast=True, **shared)
+        model = load_weights("AutoModelForQuestionAnswering", path, config=config, **shared)
+    except InputError as error:
+        raise InputError(f"--model_name_or_path {path} cannot be used: {error}") from error
     except Exception as error:  # readers of configurations, weights and tokenizers each have errors of their own
         raise InputError(f"--model_name_or_path {path} cannot be loaded: {first_line(error)}") from error
-    missing = sorted(information["missing_keys"])
-    if missing:
-        raise InputError(
-            f"--model_name_or_path {path} is no question answering checkpoint: it has no weights for {missing[0]}"
-        )
     if not tokenizer.is_fast:
         raise InputError(f"--model_name_or_path {path} has no fast tokenizer, which the mapping back to text needs")
     if tokenizer.pad_token_id is None:
@@ -379,7 +373,7 @@ def _load(model_args: ModelArguments) -> tuple[torch.nn.Module, Any]:
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and limit > 0:
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
-    return model.float().eval(), tokenizer
+    return model, tokenizer
 
 
 def _results_before(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from cpuinfer_helpers.errors import ArtifactError, first_line
 from cpuinfer_helpers.graph import jit_deprecations_ignored
+from cpuinfer_helpers.module_archive import check_module_archive
 
 
 def write_module(module: torch.jit.ScriptModule, path: Path) -> None:
@@ -21,19 +22,26 @@ def write_module(module: torch.jit.ScriptModule, path: Path) -> None:
     ------
     OSError
         If the file cannot be written.
+    ArtifactError
+        If :func:`read_module` would refuse it.
     """
     with jit_deprecations_ignored():
         path.write_bytes(module.save_to_buffer())
+    check_module_archive(path)
 
 
 def read_module(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
     """Read a ScriptModule with TorchScript's own reader, which knows tensors and TorchScript's types only.
 
+    A TorchScript file is a program. What it could do to files, and what it would run while it is loaded, is looked for
+    before anything is deserialised; see :mod:`cpuinfer_helpers.module_archive`.
+
     Raises
     ------
     ArtifactError
-        If the file is no such module.
+        If the file is no such module, or names an operator for files, or defines ``__setstate__``.
     """
+    check_module_archive(path)
     try:
         with jit_deprecations_ignored():
             return torch.jit.load(os.fspath(path), map_location="cpu")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cpuinfer_helpers.machine import detect_isa, installed_versions
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.reference import run_seeded
+from cpuinfer_helpers.restoring import check_fields
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.sizes import ANY_SIZE, Sizes, read_sizes
@@ -28,6 +30,26 @@ from cpuinfer_helpers.verification import CALLS_PER_CHECK
 logger = logging.getLogger("cpuinfer_helpers")
 
 PROBE_FILE = "probe.safetensors"
+
+
+@dataclass(frozen=True)
+class InputSchema:
+    """Dtype and shape of an input, as a manifest has them."""
+
+    dtype: str
+    example_shape: tuple[int, ...]
+
+
+# What every manifest of a model has, whichever kind it is; those that may be missing are ``... | None``.
+MANIFEST_FIELDS: Mapping[str, Any] = {
+    "versions": Mapping[str, str],
+    "isa": tuple[str, ...],
+    "inputs": Mapping[str, InputSchema],
+    "constants": Mapping[str, Any],
+    "receipt": Mapping[str, Any],
+    "sizes": Mapping[str, Any] | None,
+    "fixed_sizes": Mapping[str, tuple[int, ...]] | None,
+}
 
 
 class TracedModel(Displayed, Carried):
@@ -179,8 +201,10 @@ class TracedModel(Displayed, Carried):
     def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedModel:
         """Read a folder that :meth:`save` wrote.
 
-        The manifest and the sha256 of every file are checked before anything is deserialised. The sums tell of damage,
-        not of malice: load only folders that come from someone you trust.
+        A TorchScript file is a program: whoever loads and calls it runs it. The manifest and the sha256 of every file
+        are checked before anything is deserialised, and a module is refused if its code names an operator that touches
+        files, or would run while it is loaded. The sums tell of damage, not of malice, and a program can still use up
+        time and memory: load only folders that come from someone you trust.
 
         Parameters
         ----------
@@ -205,10 +229,16 @@ class TracedModel(Displayed, Carried):
         manifest = read_manifest(directory, cls._kind, cls._format_version)
         folder = os.fspath(directory)
         try:
+            check_fields(manifest, MANIFEST_FIELDS, "manifest")
             warn_of_other_versions(manifest, folder)
             loaded = cls._from_manifest(manifest, folder)
-        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
-            raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
+            check_inputs(manifest, loaded._inputs, loaded.fixed_sizes)
+        except ArtifactError:
+            raise
+        except Exception as error:  # with a changed manifest it may be put together in any wrong way
+            raise ArtifactError(
+                f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
+            ) from error
         if verify:
             loaded._run_probe(folder)
         return loaded
@@ -317,6 +347,27 @@ def run_probe(
                     f"{folder}: on call {call} {name} differs from the model's by {found.error:.1e} "
                     f"(tolerance {found.allowed:.1e}); {advice}"
                 )
+
+
+def check_inputs(
+    manifest: Mapping[str, Any], inputs: BoundInputs, fixed_sizes: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Refuse a manifest that describes other inputs than those of the probe.
+
+    Raises
+    ------
+    ValueError
+        If dtypes, shapes, sizes or constants are not those of the example; the message names the place.
+    """
+    for name, tensor in inputs.tensors.items():
+        if manifest["inputs"][name] != schema(tensor):
+            raise ValueError(f"inputs.{name} is {manifest['inputs'][name]}, and the example is {schema(tensor)}")
+    for name, value in inputs.constants.items():
+        if not isinstance(value, (bool, int, float, str)) or value != value or name in inputs.tensors:
+            raise ValueError(f"constants.{name} is {value!r}")
+    for name, sizes in (fixed_sizes or {}).items():
+        if tuple(sizes) != tuple(inputs.tensors[name].shape[1:]):
+            raise ValueError(f"fixed_sizes.{name} is {list(sizes)}, and the example has other sizes")
 
 
 def warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:

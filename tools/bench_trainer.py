@@ -142,7 +142,7 @@ def run_stock(flow: str, model: str, file: str, folder: str) -> Run:
     import torchmetrics.functional.text  # noqa: F401
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     args = transformers.TrainingArguments(
         folder,
         no_cuda=True,
@@ -152,7 +152,7 @@ def run_stock(flow: str, model: str, file: str, folder: str) -> Run:
         **dict.fromkeys(FLOWS[flow], True),
     )
     pad = transformers.DataCollatorWithPadding(tokenizer, padding="max_length", max_length=qa.MAX_SEQ_LENGTH)
-    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(model).eval()
+    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(model, trust_remote_code=False).eval()
     questions = read_squad(file)
     started = time.perf_counter()
     windows = qa.prepare_windows(questions, tokenizer)

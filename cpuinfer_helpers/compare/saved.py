@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpuinfer_helpers.artifacts import write_text
-from cpuinfer_helpers.compare.comparison import Comparison
-from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult
+from cpuinfer_helpers.errors import ArtifactError, printable
 from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.plain_json import read_plain_json
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.restoring import SPECIAL_NUMBERS, restore
 
@@ -54,8 +55,8 @@ def load(path: str | os.PathLike[str]) -> Comparison:
     """
     source = given_path(path)
     try:
-        data = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = read_plain_json(source)
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{source} cannot be read as a comparison: {error}") from error
     if not isinstance(data, dict) or data.pop("kind", None) != _KIND:
         raise ArtifactError(f"{source} is not a comparison; give a file that Comparison.save() wrote")
@@ -63,11 +64,11 @@ def load(path: str | os.PathLike[str]) -> Comparison:
     if version == _WITHOUT_PARAMETERS:
         data["parameters"] = None
     elif version != _FORMAT_VERSION:
-        raise ArtifactError(f"{source} has format {version!r}, this version reads {_FORMAT_VERSION}; save it again")
+        raise ArtifactError(f"{source} has format {version!r:.80}, this version reads {_FORMAT_VERSION}; save it again")
     try:
         comparison = restore(Comparison, data, "comparison")
         _check_rows(comparison)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{source} is damaged: {error}") from error
     return comparison
 
@@ -78,10 +79,25 @@ def _check_rows(comparison: Comparison) -> None:
     for name, row in comparison.rows.items():
         if row.recipe != name:
             raise ValueError(f"the row of {name} is of {row.recipe}")
-        if row.timing is not None and (not row.timing.samples or min(row.timing.samples) <= 0):
-            raise ValueError(f"the times of {name} are not positive")
-    if comparison.batch_size < 1:
-        raise ValueError(f"batch_size is {comparison.batch_size}")
+        _check_row(row)
+    for what in ("batch_size", "threads", "parameters", "price_per_hour", "flops"):
+        value = getattr(comparison, what)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{what} is {value}")
+
+
+def _check_row(row: RecipeResult) -> None:
+    """Refuse times that nothing can take, and shares that cannot be."""
+    seconds = {"load_s": row.load_s, "prepare_s": row.prepare_s, "first_call_s": row.first_call_s}
+    for what, value in seconds.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{what} of {row.recipe} is {value}")
+    timing, speedup = row.timing, row.speedup
+    if timing is not None and not (timing.samples and all(0 < sample < math.inf for sample in timing.samples)):
+        raise ValueError(f"the times of {row.recipe} are not positive")
+    # An interval may be open where there were too few samples to tell.
+    if speedup is not None and not (0 < speedup.ratio < math.inf and speedup.low <= speedup.ratio <= speedup.high):
+        raise ValueError(f"the speed-up of {row.recipe} is {speedup.ratio} [{speedup.low}, {speedup.high}]")
 
 
 def _plain(value: Any) -> Any:
@@ -89,6 +105,8 @@ def _plain(value: Any) -> Any:
         return next(
             text for text, number in SPECIAL_NUMBERS.items() if number == value or (text == "NaN" and value != value)
         )
+    if isinstance(value, str):
+        return printable(value, keep="\n\t")
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,6 +16,7 @@ import cpuinfer_helpers
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.machine import installed_versions, machine_report
+from cpuinfer_helpers.optimize.identity import identity_of
 from cpuinfer_helpers.optimize.search import NOT_TRIED
 from cpuinfer_helpers.recipes import Recipe, list_recipes
 from cpuinfer_helpers.tasks.loading import cache_directory
@@ -42,7 +43,8 @@ def choice_file(
     recipes
         What is tried. With a recipe of the user's own nothing is kept, because nobody sees when it changes.
     settings
-        Further arguments that decide about the choice, in types that JSON knows.
+        Further arguments that decide about the choice. With a metric whose code does not show all that it does, nothing
+        is kept.
 
     Returns
     -------
@@ -50,6 +52,12 @@ def choice_file(
     """
     known = list_recipes()
     if any(recipe not in known for recipe in recipes):
+        return None
+    decided = {name: identity_of(value, {id(model): "the model"}) for name, value in settings.items()}
+    unseen = [name for name, identity in decided.items() if identity is None]
+    if unseen:
+        advice = "; give metric_name" if unseen[0] == "metric" else ""
+        logger.warning("the choice is not remembered: not all of %s can be seen%s", unseen[0], advice)
         return None
     report = machine_report()
     facts = {
@@ -60,7 +68,7 @@ def choice_file(
         "weights": {name: _described(tensor) for name, tensor in model.named_parameters()},
         "inputs": {name: _described(value) for name, value in inputs.items()},
         "recipes": sorted(recipe.name for recipe in recipes),
-        "settings": dict(settings),
+        "settings": decided,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return cache_directory() / "choices" / f"{digest[:32]}.json"
@@ -77,7 +85,9 @@ def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Compar
     except (ArtifactError, OSError) as error:
         logger.warning("the remembered choice cannot be used, measuring anew: %s", error)
         return None
-    cut_short = any(row.status.startswith((NOT_TRIED, "timed out")) for row in comparison.rows.values())
+    if _timed_out(comparison):
+        return None
+    cut_short = any(row.status.startswith(NOT_TRIED) for row in comparison.rows.values())
     earlier_s = comparison.environment.get("budget_s")
     if cut_short and not (isinstance(earlier_s, (int, float)) and earlier_s >= budget_s):
         return None
@@ -87,6 +97,14 @@ def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Compar
 def remember(path: Path | None, comparison: Comparison) -> None:
     """Keep a comparison for the next time; that it cannot be kept is a WARNING."""
     if path is None:
+        return
+    late = _timed_out(comparison)
+    if late:
+        logger.warning(
+            "the choice is not remembered, because %s timed out, perhaps for what else ran on this machine; give a "
+            "larger budget_s, or leave it out of recipes",
+            ", ".join(late),
+        )
         return
     try:
         comparison.save(path)
@@ -102,6 +120,10 @@ def forget(path: Path | None) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("the remembered choice cannot be removed: %s", error)
+
+
+def _timed_out(comparison: Comparison) -> list[str]:
+    return [name for name, row in comparison.rows.items() if row.status.startswith("timed out")]
 
 
 def _configuration(model: torch.nn.Module) -> dict[str, Any]:

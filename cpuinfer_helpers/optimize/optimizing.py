@@ -13,10 +13,10 @@ import torch
 
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.comparing import check_positive, check_request, choose_recipes
-from cpuinfer_helpers.errors import InputError, RecipeError
+from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.optimize import choices
 from cpuinfer_helpers.optimize.model import OptimizedModel
-from cpuinfer_helpers.optimize.search import Search, emulated_bf16, in_order, metric_holds
+from cpuinfer_helpers.optimize.search import Search, check_own_metric, emulated_bf16, in_order, metric_holds
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, prepare
 from cpuinfer_helpers.recipes.base import PRECISIONS
 from cpuinfer_helpers.recipes.registry import REFERENCE
@@ -36,6 +36,7 @@ def optimize(
     *,
     recipes: Sequence[str | Recipe] | None = None,
     metric_kept: float = 0.99,
+    metric_name: str | None = None,
     calibration: Sequence[Mapping[str, torch.Tensor]] = (),
     agreement_inputs: Sequence[Mapping[str, Any]] = (),
     refresh: bool = False,
@@ -49,8 +50,9 @@ def optimize(
     fastest of those whose interval shows that they are faster is prepared in this process. If that is one of IPEX's,
     IPEX is imported here, which changes the whole process; name the others in ``recipes`` to keep it out.
 
-    The choice is remembered for this machine, the installed versions and models of this shape. The next call only
-    prepares and verifies it, on the weights at hand.
+    The choice is remembered for this machine, the installed versions, models of this shape and all that decided:
+    tolerance, metric, calibration and agreement inputs. The next call only prepares and verifies it, on the weights at
+    hand. What was chosen while a recipe timed out is not remembered.
 
     Parameters
     ----------
@@ -66,7 +68,8 @@ def optimize(
         each recipe's precision: 1e-4 for FP32, 0.05 for BF16, 0.5 for INT8.
     metric
         A function that is called with a model and returns a number, higher is better: the model's own first, then that
-        of each recipe, in its process. It is sent there, so it must not hold what cannot be pickled.
+        of each recipe, in its process. It is sent there, so it must not hold what cannot be pickled. For what is
+        remembered, its code counts, and all that it holds.
     budget_s
         Seconds for everything.
     recipes
@@ -75,6 +78,9 @@ def optimize(
     metric_kept
         Share of the model's own metric that a recipe must reach. The default is MLPerf Inference's: 99% of the
         reference's accuracy.
+    metric_name
+        What the metric is remembered by instead of its code: give another name when it changes. For metrics whose code
+        does not show what they do, because they hold an open file or ask another program.
     calibration
         Inputs for static quantisation, a few dozen, like those that the model will see.
     agreement_inputs
@@ -93,7 +99,8 @@ def optimize(
     Raises
     ------
     InputError
-        If the model, the inputs or another argument cannot be used.
+        If the model, the inputs or another argument cannot be used, or the metric gives no finite number for the model
+        itself.
 
     Examples
     --------
@@ -107,9 +114,15 @@ def optimize(
     chosen = in_order(_of_precisions(choose_recipes(recipes), precisions))
     _check_numbers(tolerance, metric_kept)
     check_positive(budget_s=budget_s, memory_bytes=memory_bytes)
-    _check_metric(metric)
+    _check_metric(metric, metric_name)
     job = _Job(model, request["inputs"], tolerance, metric, metric_kept, tuple(dict(row) for row in calibration))
-    settings = {"tolerance": tolerance, "metric": metric is not None, "metric_kept": metric_kept}
+    settings = {
+        "tolerance": tolerance,
+        "metric": metric if metric_name is None else metric_name,
+        "metric_kept": metric_kept,
+        "calibration": job.calibration,
+        "agreement_inputs": request["agreement"],
+    }
     file = choices.choice_file(model, request["inputs"], chosen, settings)
     if refresh:
         choices.forget(file)
@@ -205,10 +218,17 @@ class _Job:
     def _check_metric(self, prepared: PreparedModel) -> None:
         if self.metric is None:
             return
-        with torch.no_grad():
-            wanted, seen = float(self.metric(self.model)), float(self.metric(prepared))
+        wanted = check_own_metric(self._asked(self.model, InputError))
+        seen = self._asked(prepared, RecipeError)
         if not metric_holds(seen, wanted, self.metric_kept):
             raise RecipeError(f"the metric is {seen:.6g}, the model's own is {wanted:.6g}")
+
+    def _asked(self, model: Callable[..., Any], kind: type[CpuInferError]) -> float:
+        try:
+            with torch.no_grad():
+                return float(self.metric(model))
+        except Exception as error:  # it is the user's own, and may fail in any way
+            raise kind(f"metric fails on {type(model).__name__}: {first_line(error)}") from error
 
 
 def _is_complete(comparison: Comparison, recipes: Sequence[Recipe]) -> bool:
@@ -255,7 +275,9 @@ def _check_numbers(tolerance: float | None, metric_kept: float) -> None:
             raise InputError(f"{name} is {value!r}; give a number of at least 0")
 
 
-def _check_metric(metric: object) -> None:
+def _check_metric(metric: object, name: object) -> None:
+    if name is not None and (not isinstance(name, str) or not name or metric is None):
+        raise InputError(f"metric_name is {name!r}; give a text that stands for the metric given, or leave it out")
     if metric is not None and not callable(metric):
         raise InputError(
             f"metric is a {type(metric).__name__}; give a function that takes a model and returns a number, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from cpuinfer_helpers.artifacts import new_artifact, read_manifest
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.saved import as_text
 from cpuinfer_helpers.copies import untouched
-from cpuinfer_helpers.errors import ArtifactError, CpuInferError, RecipeError, first_line
+from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.machine import detect_isa, installed_versions, machine_report
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.weights import dtype_of, read_config, read_model, write_model
@@ -26,10 +27,11 @@ from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes.base import Stored
 from cpuinfer_helpers.reference import Reference
+from cpuinfer_helpers.restoring import check_fields
 from cpuinfer_helpers.serialised import read_named_tensors, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.sizes import read_sizes
-from cpuinfer_helpers.traced_model import PROBE_FILE, run_probe, schema
+from cpuinfer_helpers.traced_model import MANIFEST_FIELDS, PROBE_FILE, check_inputs, run_probe, schema
 from cpuinfer_helpers.variations import valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -37,6 +39,19 @@ logger = logging.getLogger("cpuinfer_helpers")
 KIND = "cpuinfer-optimized-model"
 _FORMAT_VERSION = 1
 _COMPARISON_FILE = "comparison.json"
+_FIELDS: Mapping[str, Any] = {
+    "recipe": str,
+    "needs": tuple[str, ...],
+    "cpu": str,
+    "threads": int,
+    "reason": str | None,
+    "tolerance": float | None,
+    "exported": bool,
+    "model": Mapping[str, Any],
+    "details": Mapping[str, Any] | None,
+    "output": Mapping[str, Any] | None,
+    "output_dtypes": Mapping[str, str] | None,
+}
 
 
 def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
@@ -85,8 +100,10 @@ def load_optimized(
 ) -> OptimizedModel:
     """Read a folder that :meth:`OptimizedModel.save` wrote.
 
-    The manifest and the sha256 of every file are checked before anything is deserialised. The sums tell of damage, not
-    of malice: load only folders that come from someone you trust. No file in it is a pickle that Python reads.
+    The manifest and the sha256 of every file are checked before anything is deserialised. No file in it is a pickle
+    that Python reads. But a TorchScript file is a program, and so are, in their way, the files of other backends: one
+    whose code names an operator that touches files, or that would run while it is loaded, is refused. The sums tell of
+    damage, not of malice: load only folders that come from someone you trust.
 
     Parameters
     ----------
@@ -119,15 +136,19 @@ def load_optimized(
     folder = given_path(directory, "directory")
     manifest = read_manifest(folder, KIND, _FORMAT_VERSION)
     try:
+        check_fields(manifest, MANIFEST_FIELDS | _FIELDS, "manifest")
+        if manifest["tolerance"] is not None and not 0 <= manifest["tolerance"] < math.inf:
+            raise ValueError(f"tolerance is {manifest['tolerance']}")
         recipe = _known_recipe(manifest["recipe"], folder)
         if not rebuild:
             _refuse_other_circumstances(manifest, recipe, folder)
         probe = read_named_tensors(folder / PROBE_FILE)
         inputs = BoundInputs({name: probe[f"input.{name}"] for name in manifest["inputs"]}, manifest["constants"])
+        check_inputs(manifest, inputs, manifest.get("fixed_sizes"))
         if rebuild or not manifest["exported"]:
             optimized = _rebuilt(manifest, recipe, inputs, folder, model, calibration, verify=rebuild)
         else:
-            optimized = _restored(manifest, recipe, inputs, folder)
+            optimized = _restored(manifest, recipe, inputs, probe, folder)
         if verify:
             run_probe(
                 optimized,
@@ -138,8 +159,14 @@ def load_optimized(
                 precision=recipe.precision,
                 tolerance=optimized.tolerance,
             )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ArtifactError(f"{folder}: its manifest is not what save() writes ({error!r}); save again") from error
+    except (ArtifactError, RecipeError):
+        raise
+    except Exception as error:  # with a changed manifest it may be put together in any wrong way
+        if isinstance(error, InputError) and (model is not None or calibration):
+            raise  # of what was given with the call
+        raise ArtifactError(
+            f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
+        ) from error
     return optimized
 
 
@@ -230,11 +257,22 @@ def _rebuilt(
     return _optimized(manifest, folder, prepared, eager)
 
 
-def _restored(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, folder: Path) -> OptimizedModel:
+def _answers_of(probe: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
+
+
+def _restored(
+    manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, probe: Mapping[str, torch.Tensor], folder: Path
+) -> OptimizedModel:
     """What the recipe had made, from its own files."""
     if recipe.why_not:
         raise RecipeError(f"{folder} needs the recipe {recipe.name}: {recipe.why_not}")
     spec = OutputSpec.from_dict(manifest["output"])
+    dtypes = {name: dtype_of(dtype) for name, dtype in manifest["output_dtypes"].items()}
+    # What the probe holds are the model's own answers, as it gave them.
+    own = {name: tensor.dtype for name, tensor in _answers_of(probe).items()}
+    if not dtypes.keys() == own.keys() == set(spec.tensor_names()) or dtypes != own:
+        raise ArtifactError(f"{folder}: its manifest names other outputs than its probe holds; save again")
     try:
         build = recipe.restore(Stored(inputs, spec.tensor_names(), manifest["details"]), folder)
     except CpuInferError:
@@ -246,7 +284,7 @@ def _restored(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, 
         model=None,
         inputs=inputs,
         spec=spec,
-        dtypes={name: dtype_of(dtype) for name, dtype in manifest["output_dtypes"].items()},
+        dtypes=dtypes,
         receipt=Receipt.from_dict(manifest["receipt"]),
         build=build,
         config=read_config(manifest["model"], folder),

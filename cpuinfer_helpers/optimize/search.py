@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -225,7 +226,7 @@ class Search:
                 if lost.status.startswith("timed out"):
                     raise
                 raise InputError(f"metric fails on the model itself: {lost.status}") from lost
-            return with_metric(row, self._wanted)
+            return with_metric(row, check_own_metric(self._wanted))
         seen = self._session.ask(candidate.child, "metric")["value"]
         row = with_metric(row, seen)
         if not metric_holds(seen, self._wanted, self.metric_kept):
@@ -352,6 +353,19 @@ def metric_holds(seen: float, wanted: float, kept: float) -> bool:
     """Whether a metric is at least that share of the model's own; not-a-number never is."""
     # For negative metrics, such as a loss with its sign changed, the share goes the other way.
     return seen >= wanted - (1.0 - kept) * abs(wanted)
+
+
+def check_own_metric(value: float) -> float:
+    """The metric of the model itself, which every recipe's is compared with.
+
+    Raises
+    ------
+    InputError
+        If it is infinite or not a number.
+    """
+    if not math.isfinite(value):
+        raise InputError(f"metric is {value} for the model itself, so nothing can be compared with it; mend the metric")
+    return value
 
 
 def with_metric(row: RecipeResult, value: float) -> RecipeResult:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import logging
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -11,12 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cpuinfer_helpers import switches
+from cpuinfer_helpers.attention_names import unknown_attention
 from cpuinfer_helpers.errors import ArtifactError, first_line
+
+logger = logging.getLogger("cpuinfer_helpers")
 
 WEIGHTS_FILE = "weights.safetensors"
 _CONFIG_FILE = "config.json"
+# A model makes a few tensors for each that it keeps, tables of positions among them, and fills each by a few calls.
+_TIMES, _ELEMENTS, _CALLS = 4, 10**7, 100
 # How safetensors, whose errors are of one class, says that the system refused.
 _IO_ERROR = re.compile(r"I/O error|IoError")
 
@@ -67,11 +76,16 @@ def read_config(described: Mapping[str, Any], folder: Path) -> Any:
     ArtifactError
         If the file does not hold a configuration of that class.
     """
-    config_class = find_class(described["config_class"]) if "config_class" in described else None
+    config_class = _class_of(described["config_class"], "PretrainedConfig") if "config_class" in described else None
     if config_class is None:
         return None
     try:
-        config = config_class.from_dict(json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8")))
+        settings = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        for named in (settings, {"attn_implementation": described["attention"]}):
+            attention = unknown_attention(named)
+            if attention is not None:
+                raise ValueError(f"it asks for the attention {attention!r}, which this transformers does not have")
+        config = config_class.from_dict(settings)
         config._attn_implementation = described["attention"]
     except Exception as error:  # each class checks its entries, and has errors of its own
         raise ArtifactError(f"{folder / _CONFIG_FILE} cannot be read: {first_line(error)}; save again") from error
@@ -100,10 +114,10 @@ def read_model(described: Mapping[str, Any], folder: Path, model: torch.nn.Modul
 
     if model is None:
         model = _new_model(described, folder)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in described["dtypes"]:
-            tensor.data = tensor.data.to(dtype_of(described["dtypes"][name]))
     try:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in described["dtypes"]:
+                tensor.data = tensor.data.to(dtype_of(described["dtypes"][name]))
         load_model(model, str(folder / WEIGHTS_FILE))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{folder}: its weights do not fit {type(model).__name__}: {first_line(error)}") from error
@@ -130,7 +144,7 @@ def find_class(path: str) -> type | None:
     if module_name.split(".")[0] == "transformers":
         try:
             found: Any = importlib.import_module(module_name)
-        except ImportError:  # another version of transformers has no such module
+        except Exception:  # another version of transformers has no such module, or it is the name of none
             return None
     else:
         found = sys.modules.get(module_name)
@@ -140,14 +154,72 @@ def find_class(path: str) -> type | None:
 
 
 def _new_model(described: Mapping[str, Any], folder: Path) -> torch.nn.Module:
-    model_class, config = find_class(described["class"]), read_config(described, folder)
+    model_class, config = _class_of(described["class"], "PreTrainedModel"), read_config(described, folder)
     if config is None or model_class is None or not hasattr(model_class, "_from_config"):
         raise ArtifactError(
             f"{folder} holds a {described['class'].partition(':')[2]}, which is no class of the transformers installed "
             "here: load_optimized(..., model=...) takes an instance of it, whose weights are replaced"
         )
-    with switches.random_state_kept():
-        return model_class._from_config(config, attn_implementation=described["attention"])
+    try:
+        with switches.random_state_kept():
+            _refuse_larger(model_class, config, folder)
+            return model_class._from_config(config, attn_implementation=described["attention"])
+    except ArtifactError:
+        raise
+    except Exception as error:  # each class builds itself in its own way
+        raise ArtifactError(
+            f"{folder}: a {model_class.__name__} of its configuration cannot be made: {first_line(error)}; save again"
+        ) from error
+
+
+def _class_of(path: str, base: str) -> type | None:
+    """A class by its path, if it is one of the library's own kind: others would be called with what a file says."""
+    import transformers
+
+    found = find_class(path)
+    return found if found is not None and issubclass(found, getattr(transformers, base)) else None
+
+
+class _Bounded(TorchFunctionMode):
+    """Stops whoever makes more or larger tensors than a model of that size needs."""
+
+    def __init__(self, elements: int, tensors: int) -> None:
+        super().__init__()
+        self._elements, self._left = elements, tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self._left -= 1
+        if self._left < 0 or (isinstance(made, torch.Tensor) and made.numel() > self._elements):
+            raise _TooLarge
+        return made
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _refuse_larger(model_class: Any, config: Any, folder: Path) -> None:
+    """Make the model without memory first: a changed number in its configuration may ask for any size."""
+    sizes = _sizes_of(folder / WEIGHTS_FILE)
+    bounded = _Bounded(_TIMES * max(sizes, default=0) + _ELEMENTS, _CALLS * len(sizes) + _CALLS**2)
+    # A copy, because some classes write into their configuration.
+    try:
+        with bounded, torch.device("meta"):
+            model_class._from_config(copy.deepcopy(config))
+    except _TooLarge:
+        raise ArtifactError(
+            f"{folder}: its configuration asks for a {model_class.__name__} that is larger than its weights; save again"
+        ) from None
+    except (RuntimeError, NotImplementedError) as error:  # of what looks at the numbers of its tensors
+        logger.debug("%s cannot be made without memory: %s", model_class.__name__, first_line(error))
+
+
+def _sizes_of(path: Path) -> list[int]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118  it is no mapping
 
 
 def _path_of(kind: type) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,19 @@ import torch
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes.base import Request, Tensors
+from cpuinfer_helpers.restoring import check_fields
 from cpuinfer_helpers.variations import of_lengths
 
 Answer = Callable[[dict[str, torch.Tensor]], Tensors]
 
 # Lengths are padded to a multiple of this: 8 columns on average, 5% of a sequence of 160.
 BUCKET_STEP = 16
+_DETAILS = {
+    "fill": Mapping[str, int],
+    "length_dims": Mapping[str, tuple[int, ...]],
+    "longest": int | None,
+    "step": int,
+}
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,37 @@ class LengthBuckets:
         return {"fill": dict(self.fill), "length_dims": dims, "longest": self.longest, "step": self.step}
 
     @classmethod
-    def from_details(cls, answer: Answer, details: Mapping[str, Any]) -> LengthBuckets:
-        """What :meth:`details` described, in front of a backend."""
+    def from_details(
+        cls, answer: Answer, details: Mapping[str, Any], example: Mapping[str, torch.Tensor], outputs: Sequence[str]
+    ) -> LengthBuckets:
+        """What :meth:`details` described, in front of a backend.
+
+        Parameters
+        ----------
+        answer
+            As of the class.
+        details
+            What :meth:`details` returned, perhaps changed by somebody.
+        example
+            The inputs, by name, that it was made with.
+        outputs
+            Names of the output tensors.
+
+        Raises
+        ------
+        ValueError
+            If such buckets cannot have been made of this example.
+        """
+        check_fields(details, _DETAILS, "buckets")
+        fill, longest = details["fill"], details["longest"]
+        if details["step"] != BUCKET_STEP or (longest is not None and longest < 1):
+            raise ValueError(f"buckets have steps of {details['step']} up to {longest}")
+        if fill.keys() != _sequences(example).keys() or any(fill[name] for name in fill if name != "input_ids"):
+            raise ValueError(f"buckets fill {fill}")
         dims = {name: tuple(dims) for name, dims in details["length_dims"].items()}
-        return cls(answer, details["fill"], dims, details["longest"], details["step"])
+        if dims.keys() != set(outputs) or any(dim < 1 for found in dims.values() for dim in found):
+            raise ValueError(f"buckets cut {dims}")
+        return cls(answer, fill, dims, longest)
 
     def bucket_of(self, length: int) -> int:
         """The length that a sequence is padded to."""
@@ -94,12 +128,14 @@ def with_buckets(request: Request, answer: Answer) -> Answer:
     if any(length in tensor.shape[2:] for tensor in request.inputs.tensors.values()):
         return answer
     pad_token = getattr(request.config, "pad_token_id", None) or 0
-    fill = {
-        name: pad_token if name == "input_ids" else 0
-        for name, tensor in request.inputs.tensors.items()
-        if tensor.dim() >= 2 and tensor.shape[1] == length
-    }
+    fill = {name: pad_token if name == "input_ids" else 0 for name in _sequences(request.inputs.tensors)}
     return LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
+
+
+def _sequences(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those that are as long as the attention mask."""
+    length = tensors["attention_mask"].shape[1]
+    return {name: tensor for name, tensor in tensors.items() if tensor.dim() >= 2 and tensor.shape[1] == length}
 
 
 def _longest(config: Any) -> int | None:

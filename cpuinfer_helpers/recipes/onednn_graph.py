@@ -219,7 +219,7 @@ def _restore(stored: Stored, folder: Path) -> Build:
     module, rewritten = _packed(lambda: load_trace(folder), inputs.tensors)
     answer: Answer = PerShape(module, inputs.tensors, rewritten.weights, dtype)
     if stored.details["buckets"] is not None:
-        answer = LengthBuckets.from_details(answer, stored.details["buckets"])
+        answer = LengthBuckets.from_details(answer, stored.details["buckets"], inputs.tensors, stored.outputs)
     return Build(answer, runs=_RUNS, module=module)
 
 

@@ -22,6 +22,7 @@ from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
 from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.scratch import unfinished_folder
 from cpuinfer_helpers.tasks import hub
+from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
 from cpuinfer_helpers.tasks.squad import parse_squad, read_squad
 from cpuinfer_helpers.tasks.task import Example, Task
@@ -195,13 +196,10 @@ def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Pat
 
 
 def _from_hub(name: str) -> Task:
-    import transformers
-
     source = _SOURCES[name]
-    auto_class = getattr(transformers, source.auto_class)
 
     def load(folder: Path) -> tuple[torch.nn.Module, Any]:
-        return auto_class.from_pretrained(folder).float().eval(), transformers.AutoTokenizer.from_pretrained(folder)
+        return load_weights(source.auto_class, folder), load_tokenizer(folder)
 
     model, tokenizer = hub.load_or_download_again(source.repository, load)
     examples = source.read_rows(hub.fetch_rows(source.dataset, _HUB_ROWS))
@@ -210,12 +208,9 @@ def _from_hub(name: str) -> Task:
 
 
 def _offline(name: str, reason: str) -> Task:
-    import transformers
-
     source = _SOURCES[name]
     folder = checkpoint_directory(name)
-    trained = getattr(transformers, source.auto_class).from_pretrained(folder).float().eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    trained, tokenizer = load_weights(source.auto_class, folder), load_tokenizer(folder)
     datasets = {part: read_examples(name, part) for part in ("heldout", "prose")}
     origin = (
         "offline: BERT-base geometry with fixed random weights for timing, a small trained checkpoint for accuracy "

@@ -15,6 +15,7 @@ from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import DataError, InputError, first_line
 from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.tasks import hub
+from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.loading import TASK_NAMES, load_task, read_examples
 from cpuinfer_helpers.tasks.task import Task
 
@@ -158,7 +159,7 @@ def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) ->
     ------
     InputError
         For an unknown task, a name that is neither a folder nor a name on the hub, or a model whose configuration does
-        not tell its task.
+        not tell its task; for one that needs code of its own, or lacks some of its tensors, such as the task's head.
     DataError
         If the model cannot be read, or the hub does not have it or does not answer.
     """
@@ -191,14 +192,14 @@ def _of_task(name: str, task: str | None) -> LoadedModel:
 
 
 def _read(folder: Path, task: str | None, origin: str) -> LoadedModel:
-    import transformers
-
     task = task or _saved_for(folder, origin)
-    model = getattr(transformers, _AUTO_CLASSES[task]).from_pretrained(folder, local_files_only=True).float().eval()
+    model = load_weights(_AUTO_CLASSES[task], folder, local_files_only=True)
     if task not in TASK_NAMES:
         return LoadedModel(model, task, None, origin, ("Inputs are random numbers, which cost the same time.",))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder, local_files_only=True)
+    except InputError:
+        raise
     except Exception as error:  # each tokenizer reads files of its own, and says in its own way that they are missing
         note = f"No tokenizer ({first_line(error)}), so inputs are random tokens."
         return LoadedModel(model, task, None, origin, (note,))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
 from cpuinfer_helpers.optimize import choices, optimizing
 from cpuinfer_helpers.recipes import get_recipe
+from cpuinfer_helpers.timing import Timing
 from tests.conftest import make_bert
 from tests.conftest import make_inputs as make_tokens
 
@@ -122,6 +127,137 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     assert "cannot be remembered" in caplog.text and "CPUINFER_CACHE" in caplog.text
 
 
+def first_metric(model: Callable[..., Any]) -> float:
+    return 1.0 + 0 * len(model(**make_inputs()))
+
+
+def metric_of(constant: float) -> Callable[..., float]:
+    return lambda model: constant
+
+
+class Counting:
+    """A metric with a number of its own."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def __call__(self, model: Callable[..., Any]) -> float:
+        return self.number
+
+
+class Other(Counting):
+    def __call__(self, model: Callable[..., Any]) -> float:
+        return self.number + 1
+
+
+def plus(model: Callable[..., Any], number: float = 1.0) -> float:
+    return number
+
+
+ROWS = [{"values": torch.ones(3, 8)}]
+DECIDING = {
+    "nothing": {},
+    "a function": {"metric": first_metric},
+    "a lambda": {"metric": lambda model: 1.0},
+    "another constant": {"metric": lambda model: 1.5},
+    "what it closed over": {"metric": metric_of(1.0)},
+    "something else that it closed over": {"metric": metric_of(2.0)},
+    "a partial": {"metric": functools.partial(plus, number=1.0)},
+    "another partial": {"metric": functools.partial(plus, number=2.0)},
+    "an object": {"metric": Counting(1.0)},
+    "an object with another number": {"metric": Counting(2.0)},
+    "an object of another class": {"metric": Other(1.0)},
+    "a method": {"metric": Counting(1.0).__call__},
+    "a name": {"metric": first_metric, "metric_name": "mine"},
+    "another name": {"metric": first_metric, "metric_name": "mine, mended"},
+    "another share": {"metric": first_metric, "metric_kept": 0.5},
+    "calibration": {"calibration": ROWS},
+    "other calibration": {"calibration": [{"values": torch.zeros(3, 8)}]},
+    "agreement": {"agreement_inputs": ROWS},
+    "other agreement": {"agreement_inputs": ROWS * 2},
+    "tolerance": {"tolerance": 0.5},
+}
+
+
+def test_everything_that_decides_is_part_of_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request has a file of its own, the same every time."""
+    files: list[Path] = []
+    known = choices.choice_file
+    monkeypatch.setattr(choices, "choice_file", lambda *given: files.append(known(*given)) or files[-1])
+    monkeypatch.setattr(choices, "recall", _stop)
+
+    def file_for(**options: Any) -> Path:
+        with pytest.raises(_Stopped):
+            optimize(make_model(), **options)
+        return files[-1]
+
+    found = {name: file_for(**options) for name, options in DECIDING.items()}
+    assert None not in found.values() and len(set(found.values())) == len(DECIDING)
+    for name, options in DECIDING.items():
+        assert file_for(**options) == found[name]
+    # The same code made elsewhere, or another one under the same name, is the same.
+    assert file_for(metric=metric_of(1.0)) == found["what it closed over"]
+    assert file_for(metric=Counting(1.0)) == found["an object"]
+    assert file_for(metric=plus, metric_name="mine") == found["a name"]
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
+def test_a_metric_that_holds_what_cannot_be_seen(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(optimizing.Search, "run", lambda self, recipes: _comparison(timed=True))
+    numbers = (number for number in (1.0, 1.0, 1.0))
+    metric = lambda model: next(numbers)  # noqa: E731  as people write it in notebooks
+    assert not optimize(make_model(), metric=metric).remembered and not cache.exists()
+    assert "not all of metric can be seen; give metric_name" in caplog.text
+    optimize(make_model(), metric=metric, metric_name="mine")
+    assert optimize(make_model(), metric=metric, metric_name="mine").remembered
+
+
+@pytest.mark.parametrize("name", ["", 7])
+def test_a_name_that_is_none(name: object) -> None:
+    with pytest.raises(cpu.InputError, match="metric_name is"):
+        optimize(make_model(), metric=first_metric, metric_name=name)
+    with pytest.raises(cpu.InputError, match="metric_name is 'mine'"):
+        optimize(make_model(), metric_name="mine")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_on_the_model_itself(value: float, cache: Path) -> None:
+    with pytest.raises(cpu.InputError, match=f"metric is {value} for the model itself"):
+        optimize(make_model(), metric=metric_of(value))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("metric", [metric_of(math.nan), metric_of(None), metric_of("x"), lambda model: 1 / 0])
+def test_a_metric_that_fails_when_a_choice_is_remembered(
+    metric: Any, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(optimizing.Search, "run", lambda self, recipes: _comparison(timed=True))
+    optimize(make_model(), metric=first_metric, metric_name="mine")
+    with pytest.raises(cpu.InputError, match="metric"):
+        optimize(make_model(), metric=metric, metric_name="mine")
+
+
+def test_a_choice_for_which_a_recipe_timed_out_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = _comparison(status="timed out: prepare took more than 60 s")
+    monkeypatch.setattr(optimizing.Search, "run", lambda self, recipes: found)
+    assert not optimize(make_model()).remembered and not optimize(make_model()).remembered
+    assert not cache.exists() and "torchscript-fp32 timed out" in caplog.text and "budget_s" in caplog.text
+    # Nor is one used that an earlier version kept.
+    found.save(cache / "choice.json")
+    assert choices.recall(cache / "choice.json", make_model(), 60) is None
+
+
 def file_of(
     model: torch.nn.Module | None = None, inputs=None, recipes=("torchscript-fp32",), settings=SETTINGS
 ) -> Path:
@@ -158,11 +294,22 @@ def test_with_a_recipe_of_ones_own_nothing_is_kept() -> None:
     assert choices.choice_file(make_model(), make_inputs(), make_recipes("once-fp32"), SETTINGS) is None
 
 
-def _comparison(status: str = "slower: much", budget_s: float = 60) -> cpu.Comparison:
+def _timing(label: str, seconds: float) -> Timing:
+    samples = tuple(seconds + number * 1e-6 for number in range(6))
+    return Timing(label, samples, seconds, warmup_calls=3, steady=True, stopped_by="interval", threads=1, round_id="1")
+
+
+def _comparison(status: str = "slower: much", budget_s: float = 60, *, timed: bool = False) -> cpu.Comparison:
+    """With times, the trace is twice as fast."""
+    reference, trace = _timing("eager-fp32", 0.002), _timing("torchscript-fp32", 0.001)
     rows = {
-        name: RecipeResult(name, "fp32", text)
-        for name, text in (("eager-fp32", "successful"), ("torchscript-fp32", status))
+        "eager-fp32": RecipeResult("eager-fp32", "fp32", "successful", timing=reference),
+        "torchscript-fp32": RecipeResult("torchscript-fp32", "fp32", status),
     }
+    if timed:
+        receipt = cpu.prepare("torchscript-fp32", make_model(), make_inputs()).receipt
+        faster = {"timing": trace, "speedup": trace.is_faster_than(reference), "receipt": receipt}
+        rows["torchscript-fp32"] = RecipeResult("torchscript-fp32", "fp32", "successful", **faster)
     return cpu.Comparison(
         rows=rows,
         model="Repeating",
