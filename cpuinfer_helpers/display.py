@@ -103,7 +103,8 @@ class Table(Displayed):
         body = "".join(self._html_row(row) for row in self.rows)
         title = f"<p><strong>{escape(self.title)}</strong></p>" if self.title else ""
         note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
-        return printable(f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}", keep="\n\t")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return printable(f"{title}{table}{note}", keep="\n\t")
 
     def _html_row(self, row: Sequence[str]) -> str:
         cells = (f"<td{self._style(name)}>{escape(cell)}</td>" for name, cell in zip(self.columns, row, strict=True))

@@ -180,7 +180,7 @@ def _check_written(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInp
         if not manifest["exported"]:
             Comparison.load(folder / _COMPARISON_FILE)
             return
-        restored = _restored(manifest, recipe, inputs, folder)
+        restored = _restored(manifest, recipe, inputs, probe, folder)
         valid = valid_positions(inputs.tensors, restored.config)
         run_probe(restored, probe, folder, valid=valid, precision=recipe.precision, tolerance=manifest["tolerance"])
     except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
