@@ -5,6 +5,7 @@ Nothing is called traced, fused, BF16 or faster until it has been seen to be so,
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from cpuinfer_helpers.bettertransformer import (
@@ -32,6 +33,7 @@ from cpuinfer_helpers.errors import (
     InputError,
     RecipeError,
     TraceError,
+    log_as_printable,
 )
 from cpuinfer_helpers.families import FamilyComparison, compare_families
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
     from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, TrainerVerdict, verify_trainer
 
 __version__ = "0.1.0"
+
+# Of this package only; a filter of a logger sees its own records.
+logging.getLogger(__name__).addFilter(log_as_printable)
 
 __all__ = [
     "ArtifactError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 # Control characters, line separators, those that change the direction of what follows, and halves of characters.
@@ -19,6 +20,14 @@ def printable(text: str, keep: str = "") -> str:
         Characters that stay as they are, such as line ends.
     """
     return _MOVING.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+def log_as_printable(record: logging.LogRecord) -> bool:
+    """A filter for loggers: names of files, and what others have written, are logged too."""
+    text = record.getMessage()
+    if printable(text, keep="\n\t") != text:
+        record.msg, record.args = printable(text, keep="\n\t"), ()
+    return True
 
 
 class CpuInferError(Exception):

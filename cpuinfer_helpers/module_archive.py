@@ -33,13 +33,20 @@ _FLATBUFFER = b"PTMF"
 _USUAL_FLAGS = 0x808
 
 
-def check_module_archive(path: str | os.PathLike[str]) -> None:
+def check_module_archive(path: str | os.PathLike[str], *, advice: str = "save the model again") -> None:
     """Refuse a file that is no TorchScript archive, or one that could do more than compute.
 
     Loading an archive runs the ``__setstate__`` of its classes, and a call runs all the rest: among TorchScript's
     operators are some that write and map files. So nothing is deserialised before this has seen that the archive is
     laid out as ``torch.jit.save`` lays it out, that its code names no such operator and defines no ``__setstate__``,
     and that its pickles hold tensors, numbers, texts and classes of its own only.
+
+    Parameters
+    ----------
+    path
+        The file.
+    advice
+        What to do about it, for the message.
 
     Raises
     ------
@@ -51,7 +58,7 @@ def check_module_archive(path: str | os.PathLike[str]) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, struct.error, KeyError) as error:
         why = f"it cannot be read ({printable(str(error))})"
     if why:
-        raise ArtifactError(f"{path} is no TorchScript module that can be trusted: {why}; save the model again")
+        raise ArtifactError(f"{path} is no TorchScript module that can be trusted: {why}; {advice}")
 
 
 def _why_refused(path: Path) -> str | None:

@@ -88,7 +88,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def scripted(model: torch.nn.Module, path: Path) -> Path:
-    write_module(torch.jit.script(model.eval()), path)
+    path.write_bytes(torch.jit.script(model.eval()).save_to_buffer())
     return path
 
 
@@ -146,6 +146,11 @@ def test_a_program_that_touches_files_or_runs_while_it_is_loaded(
     model: torch.nn.Module, words: str, tmp_path: Path
 ) -> None:
     refused(scripted(model, tmp_path / FILE), words)
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(cpu.ArtifactError, match="names 'save', which reads or writes files; a trace that"):
+        write_module(torch.jit.script(Saves()), tmp_path / FILE)
 
 
 # The first seven did write a file on both stacks.

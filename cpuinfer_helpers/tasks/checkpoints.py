@@ -31,11 +31,13 @@ def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
     Raises
     ------
     InputError
-        If it needs code of its own.
+        If it needs code of its own, or names an implementation of attention that would be fetched from the hub.
     """
     import transformers
 
-    return _without_own_code(transformers.AutoConfig.from_pretrained, name, options)
+    config = _without_own_code(transformers.AutoConfig.from_pretrained, name, options)
+    _refuse_attention(name, [config.to_dict(), {"attn_implementation": getattr(config, "_attn_implementation", None)}])
+    return config
 
 
 def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
@@ -68,7 +70,7 @@ def load_weights(auto_class: str, name: str | os.PathLike[str], **options: Any) 
     """
     import transformers
 
-    _refuse_unknown_attention(name)
+    _refuse_attention_in(name)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = _without_own_code(getattr(transformers, auto_class).from_pretrained, name, options)
     others = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
@@ -100,11 +102,15 @@ def _without_own_code(load: Callable[..., Any], name: str | os.PathLike[str], op
         ) from error
 
 
-def _refuse_unknown_attention(name: str | os.PathLike[str]) -> None:
+def _refuse_attention_in(name: str | os.PathLike[str]) -> None:
     try:
         settings = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # not a folder, or one that from_pretrained has words for
         return
+    _refuse_attention(name, settings)
+
+
+def _refuse_attention(name: str | os.PathLike[str], settings: Any) -> None:
     attention = unknown_attention(settings)
     if attention is not None:
         raise InputError(
