@@ -192,11 +192,15 @@ def _recipe(
     needs: tuple[str, ...] = ("openvino>=2024.4",),
     obstacle: Callable[[], str | None] = lambda: None,
 ) -> Recipe:
-    return Recipe(f"openvino-{precision}", summary, build, needs, obstacle=obstacle, export=_export, restore=_restore)
+    return Recipe(
+        f"openvino-{precision}", summary, build, needs, obstacle=obstacle, export=_export, restore=_restore
+    )
 
 
 RECIPES = (
     _recipe("fp32", "converted to OpenVINO, kept in FP32", _build_fp32),
     _recipe("bf16", "converted to OpenVINO, run in BF16", _build_bf16, obstacle=_no_bf16),
-    _recipe("int8", "converted to OpenVINO, quantised by NNCF", _build_int8, needs=("openvino>=2024.4", "nncf>=2.13")),
+    _recipe(
+        "int8", "converted to OpenVINO, quantised by NNCF", _build_int8, needs=("openvino>=2024.4", "nncf>=2.13")
+    ),
 )
