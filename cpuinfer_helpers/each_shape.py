@@ -21,7 +21,7 @@ from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs, all_tensors
-from cpuinfer_helpers.traced_model import TracedModel, run_probe
+from cpuinfer_helpers.traced_model import TracedModel, run_probe, schema
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -169,7 +169,9 @@ class TracedEachShape(TracedModel):
             traces = [trace for _, trace in self._traces.values()]
         if not traces:
             raise ArtifactError("the eager model answers for every shape, so there is no trace to save")
-        manifest = self._manifest() | {"outputs": [trace.spec.to_dict() for trace in traces]}
+        # The first that is written becomes the example of what is loaded.
+        inputs = {name: schema(tensor) for name, tensor in traces[0].inputs.items()}
+        manifest = self._manifest() | {"inputs": inputs, "outputs": [trace.spec.to_dict() for trace in traces]}
         with new_artifact(directory, self._kind, manifest) as folder:
             for number, trace in enumerate(traces):
                 write_module(trace.module, folder / _module_file(number))

@@ -68,6 +68,7 @@ def difference(
     valid: Valid = None,
     precision: str | None = None,
     tolerance: float | None = None,
+    typical: float = 0.0,
 ) -> Difference:
     """Compare an output with the model's own, on valid positions.
 
@@ -81,6 +82,9 @@ def difference(
         ``fp32``, ``bf16`` or ``int8``: what was computed in; that of the expected dtype unless given.
     tolerance
         Largest difference that passes, as a share of the scale; that of the precision unless given.
+    typical
+        The size of this output's answers to other inputs (:func:`typical_size`): a few answers, of a text of one token,
+        may be near zero by chance, and carry the rounding of what they were computed from.
 
     Returns
     -------
@@ -108,7 +112,11 @@ def difference(
     if not wanted.numel():
         return Difference(0.0, 0.0)
     errors = _errors(wanted, got)
-    allowed = _allowed(expected, wanted, precision, tolerance).expand_as(errors)
+    allowed = _allowed(expected, wanted, precision, tolerance)
+    if expected.is_floating_point() and typical:
+        least = typical * (_relative(expected.dtype, precision) if _in_less(expected, precision) else _ROUNDING_OF_ONE)
+        allowed = torch.where(allowed > 0, allowed.clamp(min=least), allowed)
+    allowed = allowed.expand_as(errors)
     # Where nothing may differ, any difference is the worst.
     shares = errors / allowed.clamp(min=torch.finfo(errors.dtype).tiny)
     place = shares.nan_to_num(float("inf")).argmax()
@@ -142,7 +150,7 @@ def _allowed(
     if not expected.is_floating_point() and not expected.is_complex():
         return torch.zeros_like(wanted)
     relative = _relative(expected.dtype, precision) if tolerance is None else tolerance
-    in_less = precision in _PRECISION_TOLERANCE or expected.dtype in (torch.float16, torch.bfloat16)
+    in_less = _in_less(expected, precision)
     sizes = wanted.abs().nan_to_num_(0.0, 0.0, 0.0)
     masks = _masks(wanted, sizes)
     if masks is None:
@@ -172,6 +180,18 @@ def _masks(wanted: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor | None:
         return None
     numbers, counts = torch.unique(wanted[huge], return_counts=True)
     return huge & torch.isin(wanted, numbers[counts > 1])
+
+
+def _in_less(expected: torch.Tensor, precision: str | None) -> bool:
+    return precision in _PRECISION_TOLERANCE or expected.dtype in (torch.float16, torch.bfloat16)
+
+
+def typical_size(answers: torch.Tensor) -> float:
+    """The largest of an output's answers, without what no answer is: masks, infinities and what is no number."""
+    if not answers.is_floating_point() or not answers.numel():
+        return 0.0
+    sizes = answers.abs().nan_to_num(0.0, 0.0, 0.0)
+    return sizes.masked_fill(sizes >= _MASKING, 0.0).max().item()
 
 
 def _relative(dtype: torch.dtype, precision: str | None) -> float:

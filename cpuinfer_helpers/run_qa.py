@@ -10,8 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 
+from cpuinfer_helpers import switches
 from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.command_line import exit_code
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
@@ -136,25 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
 
     def run_and_print() -> int:
-        with _environment_restored():
+        # Transformers' arguments write what accelerate reads in the next run of this process.
+        with switches.environment_kept():
             results = run(*parse_options(sys.argv[1:] if arguments is None else list(arguments)))
         if os.environ.get("RANK", "0") == "0":
             print(*results, sep="\n\n", flush=True)
         return 0
 
     return exit_code("run_qa", run_and_print)
-
-
-@contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Transformers' arguments write into the environment what accelerate reads in the next run of this process."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: JitTrainingArguments) -> list[QaResult]:

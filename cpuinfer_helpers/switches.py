@@ -126,16 +126,18 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def environment_kept(*beginnings: str) -> Iterator[None]:
-    """Put the variables of the environment whose names begin so back as they were, those of a library."""
+    """Put the variables of the environment whose names begin so back as they were; all of them unless any are given."""
 
     def own() -> dict[str, str]:
-        return {name: value for name, value in os.environ.items() if name.startswith(beginnings)}
+        return {name: value for name, value in os.environ.items() if name.startswith(beginnings or "")}
 
+    # Not held inside: what leaves such variables may wait for processes of its own.
     with _lock:
         before = own()
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with _lock:
             for name in own().keys() - before.keys():
                 os.environ.pop(name, None)
             os.environ.update(before)

@@ -23,7 +23,8 @@ _FROM_NUMBERS = (torch.tensor, torch.as_tensor)
 _NONZERO = (torch.nonzero, torch.Tensor.nonzero)
 # What Python asks a tensor before it takes one way or the other. Whole numbers are sizes as a rule.
 _DECISIONS = (torch.Tensor.__bool__, torch.Tensor.item)
-_OF_LIBRARIES = ("torch", "transformers", "cpuinfer_helpers")
+_AROUND = ("torch", "cpuinfer_helpers", "intel_extension_for_pytorch")
+_OF_LIBRARIES = (*_AROUND, "transformers")
 _SCATTERS = (torch.scatter, torch.Tensor.scatter, torch.Tensor.scatter_)
 
 
@@ -113,7 +114,7 @@ def own_code_of(model: torch.nn.Module) -> frozenset[str]:
 def _warn_of_branch(own_code: Container[str]) -> None:
     """Tell the place, if it is the model's own code, or its user's, that has asked."""
     frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None and _library(frame) in ("torch", "cpuinfer_helpers"):
+    while frame is not None and _library(frame) in _AROUND:
         frame = frame.f_back
     if frame is None or (_library(frame) in _OF_LIBRARIES and frame.f_globals.get("__name__") not in own_code):
         return

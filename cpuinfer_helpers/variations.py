@@ -20,8 +20,8 @@ _PADDED_LENGTH = 48
 # Beyond the length from which BigBird's attention turns sparse (704 tokens with its usual blocks), and short enough
 # for one row on any CPU.
 _FAR_LENGTH = 768
-# Twice as many samples or frames as these would take minutes.
-_LONGEST_TO_DOUBLE = 40_000
+# So many times the example's own length is asked for, unless that is so long that it would take minutes.
+_TIMES, _LONGEST_TO_MULTIPLY = 3, 40_000
 # What an example of several dimensions, such as answers to choose from, may grow to for one row.
 _MOST_NUMBERS = 50_000
 # Smaller ones cannot be made smaller for a model that halves them a few times.
@@ -29,6 +29,7 @@ _SMALLEST_IMAGE = 16
 _MANY_ROWS = 33
 _MOST_TOKENS_OF_MANY_ROWS = 1024
 _REDRAWN = (1, 2, 3)
+_ROWS_CHANGED = 2
 # Inputs of more kinds than this are not taken apart pair by pair.
 _MOST_SLOTS = 12
 
@@ -125,7 +126,7 @@ def same_shape_plan(config: Any, given: Tensors) -> Iterator[Question]:
     ------
     Question
     """
-    shapes = _Shapes(config, given)
+    shapes = _Shapes(config, given, whole=True)
     yield _one(Variation("given", dict(given), shapes.valid(given)))
     yield _one(shapes.shuffled("other content", seed=1))
     yield from shapes.contents()
@@ -310,15 +311,15 @@ class _Group:
 
     def _far_sizes(self) -> list[int]:
         """The farthest first, for models that do not take it."""
-        doubled = 2 * self.size if self.size <= _LONGEST_TO_DOUBLE else 0
-        farthest = max(_FAR_LENGTH, doubled)
-        others = (farthest, *self.shapes.position_limits(), 512, 384, 256, 128, 64, doubled)
+        times = _TIMES * self.size if self.size <= _LONGEST_TO_MULTIPLY else 0
+        farthest = max(_FAR_LENGTH, times)
+        others = (farthest, *self.shapes.position_limits(), 512, 384, 256, 128, 64, times, times and 2 * self.size)
         sizes = {size for size in others if self.size < size <= farthest and self._fits(size)}
         return sorted(sizes, reverse=True)
 
     def _fits(self, size: int) -> bool:
         grown = self.shapes.resized_numbers(dict.fromkeys(self.slots, size))
-        return size < 2 * self.size or grown <= _MOST_NUMBERS or size == 2 * self.size
+        return size <= 2 * self.size or size == _TIMES * self.size or grown <= _MOST_NUMBERS
 
     def _parts(self) -> list[tuple[Slot, ...]]:
         """Proper parts of the dimensions that might vary apart from the others."""
@@ -339,9 +340,10 @@ class _Group:
 class _Shapes:
     """Makes inputs of other shapes and contents from the example's own."""
 
-    def __init__(self, config: Any, example: Tensors) -> None:
+    def __init__(self, config: Any, example: Tensors, *, whole: bool = False) -> None:
         self.config = config
         self.example = example
+        self.whole = whole
         self.batch = next(iter(example.values())).shape[0]
         self.length = self._sequence_length()
         mask = example.get("attention_mask")
@@ -472,7 +474,7 @@ class _Shapes:
     def masks(self) -> Iterator[Question]:
         """Masks with holes, and segments of other types, where such inputs are there."""
         masks = self._changed("masks redrawn", self._redrawn_mask)
-        if any(not torch.equal(masks.inputs[name], tensor) for name, tensor in self.example.items()):
+        if any(not torch.equal(masks.inputs[name], tensor) for name, tensor in self._few_rows.items()):
             yield Question((masks,), optional=True)
 
     def shuffled(self, name: str, seed: int) -> Variation:
@@ -480,8 +482,13 @@ class _Shapes:
         return self._changed(name, lambda key, tensor: self._shuffled(key, tensor, seed))
 
     def _changed(self, name: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Variation:
-        inputs = {key: change(key, tensor) for key, tensor in self.example.items()}
+        inputs = {key: change(key, tensor) for key, tensor in self._few_rows.items()}
         return Variation(name, inputs, self.valid(inputs))
+
+    @cached_property
+    def _few_rows(self) -> dict[str, torch.Tensor]:
+        """The rows whose content is changed: other rows show nothing more. Examples of one shape keep all of theirs."""
+        return dict(self.example) if self.whole else {name: t[:_ROWS_CHANGED] for name, t in self.example.items()}
 
     def _redrawn(self, name: str, tensor: torch.Tensor, seed: int, whole: bool) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -534,7 +541,7 @@ class _Shapes:
         return self._where_valid(torch.cat([tensor[:, :1], drawn, tensor[:, -1:]], dim=1), tensor)
 
     def _where_valid(self, other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-        keep = self.valid(self.example)
+        keep = self.valid(self._few_rows)
         keep = keep[0] if isinstance(keep, tuple) else keep
         return other if keep is None or keep.shape != tensor.shape else torch.where(keep, other, tensor)
 

@@ -270,3 +270,12 @@ def test_without_a_trace_left_nothing_is_saved(tmp_path, monkeypatch):
     with pytest.raises(cpu.ArtifactError, match="no trace to save"):
         traced.save(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_saved_whichever_shape_was_called_last(tmp_path):
+    model, traced = traced_each_shape()
+    for inputs in (batch(1, 5), batch(3, 7), batch()):
+        traced(**inputs)
+    traced.save(tmp_path / "saved")
+    loaded = cpu.TracedModel.load(tmp_path / "saved")
+    torch.testing.assert_close(loaded(**batch(3, 7))["logits"], model(**batch(3, 7))["logits"].detach())

@@ -129,3 +129,11 @@ def test_complex_and_empty_answers():
     assert difference(complex_answers, complex_answers * (1 + FAR_BELOW)).passed
     assert not difference(complex_answers, complex_answers.conj()).passed
     assert difference(torch.zeros(0, 3), torch.zeros(0, 3)).passed and difference(torch.zeros(3), torch.zeros(3)).passed
+
+
+def test_a_few_answers_near_zero_are_measured_by_what_is_typical():
+    expected, seen = torch.tensor([[0.16]]), torch.tensor([[0.18]])
+    assert not difference(expected, seen, precision="bf16").passed
+    assert difference(expected, seen, precision="bf16", typical=12.0).passed
+    assert not difference(expected, seen, typical=12.0).passed
+    assert not difference(expected, expected + 2.0, precision="bf16", typical=12.0).passed

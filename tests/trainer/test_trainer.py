@@ -341,13 +341,13 @@ def test_it_is_prepared_once_and_again_when_weights_change(new_trainer):
 def test_compilation_is_no_part_of_the_runtime(new_trainer, monkeypatch):
     from cpuinfer_helpers.trainer import preparation
 
-    prepare = preparation.prepare
+    prepare = preparation.prepare_like
 
     def slow(*args, **kwargs):
         time.sleep(1.0)
         return prepare(*args, **kwargs)
 
-    monkeypatch.setattr(preparation, "prepare", slow)
+    monkeypatch.setattr(preparation, "prepare_like", slow)
     trainer = new_trainer(make_model(), make_rows("question-answering"), jit_mode_eval=True)
     started = time.perf_counter()
     metrics = trainer.evaluate()
@@ -415,7 +415,7 @@ def test_a_trace_that_is_wrong_only_for_whole_rows_is_not_used(new_args, new_tra
         seen = new_trainer(model, rows, jit_mode_eval=True).predict(rows)
     assert np.allclose(seen.predictions, expected.predictions, atol=1e-5)
     assert seen.metrics["test_jit_traced"] is False
-    assert "does not give the model's answers to the first batch" in caplog.text
+    assert "does not give the model's answers on 'far longer'" in caplog.text
 
 
 class LaterFailing(torch.nn.Module):
