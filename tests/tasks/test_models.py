@@ -85,7 +85,7 @@ def test_a_task_s_name_and_another_task_contradict_each_other() -> None:
 
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_what_is_no_name_is_refused(name) -> None:
-    with pytest.raises(cpu.InputError, match="give a (folder, or owner and name|path)"):
+    with pytest.raises(cpu.InputError, match=r"give a (folder, or owner and name|path)"):
         cpu.load_model(name)
 
 
