@@ -114,7 +114,8 @@ def difference(
     errors = _errors(wanted, got)
     allowed = _allowed(expected, wanted, precision, tolerance)
     if expected.is_floating_point() and typical:
-        least = typical * (_relative(expected.dtype, precision) if _in_less(expected, precision) else _ROUNDING_OF_ONE)
+        relative = _relative(expected.dtype, precision) if tolerance is None else tolerance
+        least = typical * (relative if _in_less(expected, precision) else min(relative, _ROUNDING_OF_ONE))
         allowed = torch.where(allowed > 0, allowed.clamp(min=least), allowed)
     allowed = allowed.expand_as(errors)
     # Where nothing may differ, any difference is the worst.

@@ -136,4 +136,5 @@ def test_a_few_answers_near_zero_are_measured_by_what_is_typical():
     assert not difference(expected, seen, precision="bf16").passed
     assert difference(expected, seen, precision="bf16", typical=12.0).passed
     assert not difference(expected, seen, typical=12.0).passed
+    assert not difference(expected, seen, precision="bf16", tolerance=1e-3, typical=12.0).passed
     assert not difference(expected, expected + 2.0, precision="bf16", typical=12.0).passed
