@@ -46,7 +46,11 @@ class Verification:
     @property
     def difference(self) -> str | None:
         """What the first failed check found, in a sentence; None if none failed."""
-        return difference_text(self.checks)
+        check = next((check for check in self.checks if check.passed is False), None)
+        if check is None:
+            return None
+        size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
+        return f"it does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
 
 
 def verify(
@@ -91,15 +95,6 @@ def verify(
         if not examination.passes(question):
             break
     return examination.result()
-
-
-def difference_text(checks: Iterable[Check]) -> str | None:
-    """What the first failed check found, in a sentence; None if none failed."""
-    check = next((check for check in checks if check.passed is False), None)
-    if check is None:
-        return None
-    size = f", largest error {check.max_error:.1e}, tolerance {check.tolerance:.1e}" if check.max_error else ""
-    return f"it does not give the model's answers on {check.name!r} ({check.shape}): {check.note}{size}"
 
 
 def compare_answers(

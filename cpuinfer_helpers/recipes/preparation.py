@@ -124,7 +124,12 @@ def prepare_like(
 
 
 def verify_prepared(
-    prepared: PreparedModel, reference: Reference, *, precision: str, tolerance: float | None = None
+    prepared: PreparedModel,
+    reference: Reference,
+    *,
+    precision: str,
+    tolerance: float | None = None,
+    further: Sequence[Variation] = (),
 ) -> Verification:
     """Compare a prepared model with its model on the whole plan, and have it keep to the sizes that were compared.
 
@@ -138,22 +143,14 @@ def verify_prepared(
         ``fp32``, ``bf16`` or ``int8``, which sets the tolerance.
     tolerance
         As for :func:`prepare`.
+    further
+        As for :func:`prepare_like`.
 
     Returns
     -------
     Verification
         Its ``difference`` tells whether the prepared model may be used. The checks stand in its receipt.
     """
-    return _verified(prepared, reference, precision, tolerance, ())
-
-
-def _verified(
-    prepared: PreparedModel,
-    reference: Reference,
-    precision: str,
-    tolerance: float | None,
-    further: Sequence[Variation],
-) -> Verification:
     found = verify_answers(
         lambda tensors: prepared(**tensors), reference, precision=precision, tolerance=tolerance, further=further
     )
@@ -186,7 +183,13 @@ class _Job:
         build = self._build(spec.tensor_names())
         prepared = self._result(build, spec)
         if self.verify:
-            found = _verified(prepared, self.reference, self.recipe.precision, self.tolerance, self.further)
+            found = verify_prepared(
+                prepared,
+                self.reference,
+                precision=self.recipe.precision,
+                tolerance=self.tolerance,
+                further=self.further,
+            )
             self.checks = found.checks
             if found.difference:
                 raise RecipeError(found.difference)
