@@ -111,8 +111,19 @@ def trace_model(
         return job.fallback(reason)
 
 
-def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit.ScriptModule, tuple[str, ...]]:
+def frozen_trace(
+    model: torch.nn.Module, inputs: BoundInputs, *, padded: bool = False
+) -> tuple[torch.jit.ScriptModule, tuple[str, ...]]:
     """Trace and freeze a model, named inputs and a flat dictionary of outputs, without calling the result.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    inputs
+        The example.
+    padded
+        Trace with padding in the example, for models that look whether there is any.
 
     Returns
     -------
@@ -121,10 +132,12 @@ def frozen_trace(model: torch.nn.Module, inputs: BoundInputs) -> tuple[torch.jit
         Those that tracing raised.
     """
     recorded: list[str] = []
+    tensors = with_padding(getattr(model, "config", None), inputs.tensors) if padded else None
+    tensors = inputs.tensors if tensors is None else tensors
     with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
         with traceable_operators(experts=number_of_experts(model), own_code=own_code_of(model)):
-            module = torch.jit.trace(adapter, example_kwarg_inputs=inputs.tensors, check_trace=False, strict=False)
+            module = torch.jit.trace(adapter, example_kwarg_inputs=tensors, check_trace=False, strict=False)
         module = torch.jit.freeze(module)
     return module, tuple(dict.fromkeys(recorded))
 

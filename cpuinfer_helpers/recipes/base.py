@@ -81,6 +81,9 @@ class Build:
         Attention implementation of what runs; None for models that have none.
     frozen, graph_nodes, weight_dtypes, linear_dtypes, warnings
         For the receipt; see :class:`~cpuinfer_helpers.receipts.Receipt`.
+    otherwise
+        Makes the same in another way, for when this one's answers turn out not to be the model's; None where there is
+        no other.
     """
 
     answer: Callable[[dict[str, torch.Tensor]], Tensors]
@@ -93,6 +96,7 @@ class Build:
     weight_dtypes: Mapping[str, int] = field(default_factory=dict)
     linear_dtypes: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    otherwise: Callable[[], Build] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers.copies import untouched
+from cpuinfer_helpers.equality import difference, valid_for
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes.base import Request, Tensors
 from cpuinfer_helpers.restoring import check_fields
-from cpuinfer_helpers.variations import of_lengths
+from cpuinfer_helpers.variations import of_lengths, valid_positions
 
 Answer = Callable[[dict[str, torch.Tensor]], Tensors]
 
@@ -119,7 +120,8 @@ class LengthBuckets:
 def with_buckets(request: Request, answer: Answer) -> Answer:
     """Put length buckets in front of a backend where the inputs can be padded, else return it as it is.
 
-    They can if there is an attention mask of (batch, length), and no input has the length in a later dimension.
+    They can if there is an attention mask of (batch, length), no input has the length in a later dimension, and the
+    eager model gives a padded sequence the same answers: one that pools or routes tokens may not.
     """
     mask = request.inputs.tensors.get("attention_mask")
     if mask is None or mask.dim() != 2:
@@ -129,7 +131,21 @@ def with_buckets(request: Request, answer: Answer) -> Answer:
         return answer
     pad_token = getattr(request.config, "pad_token_id", None) or 0
     fill = {name: pad_token if name == "input_ids" else 0 for name in _sequences(request.inputs.tensors)}
-    return LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
+    buckets = LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
+    return buckets if _padding_is_ignored(request, buckets) else answer
+
+
+def _padding_is_ignored(request: Request, buckets: LengthBuckets) -> bool:
+    """Whether the eager model answers alike with and without what the buckets add."""
+    inputs = of_lengths(request.config, request.inputs.tensors, (_short_length(request.config),))[0]
+    valid = valid_positions(inputs, request.config)
+    eager = replace(buckets, answer=lambda padded: _outputs(request, padded))
+    expected, seen = _outputs(request, inputs), eager(inputs)
+    return all(
+        seen[name].shape == tensor.shape
+        and difference(tensor, seen[name], valid_for(tensor, valid)).passed
+        for name, tensor in expected.items()
+    )
 
 
 def _sequences(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,15 +164,19 @@ def _longest(config: Any) -> int | None:
 
 def _length_dims(request: Request) -> dict[str, tuple[int, ...]]:
     """Which dimensions of each output follow the length: those that differ between two short lengths."""
-    longer = min(11, _longest(request.config) or 11)
+    longer = _short_length(request.config)
     made = of_lengths(request.config, request.inputs.tensors, (longer, max(1, longer - 4)))
-    shapes = [_output_shapes(request, inputs) for inputs in made]
+    shapes = [{name: tensor.shape for name, tensor in _outputs(request, inputs).items()} for inputs in made]
     return {
         name: tuple(dim for dim, (one, other) in enumerate(zip(shape, shapes[1][name], strict=True)) if one != other)
         for name, shape in shapes[0].items()
     }
 
 
-def _output_shapes(request: Request, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    outputs, _ = take_apart(untouched(request.model)(**inputs, **request.inputs.constants))
-    return {name: tensor.shape for name, tensor in outputs.items()}
+def _short_length(config: Any) -> int:
+    return min(11, _longest(config) or 11)
+
+
+def _outputs(request: Request, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the eager model answers, untouched by the call."""
+    return take_apart(untouched(request.model)(**inputs, **request.inputs.constants))[0]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,7 +27,9 @@ from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, with_attent
 from cpuinfer_helpers.recipes.rewriting import Rewritten, as_function, pack_linears
 from cpuinfer_helpers.recipes.torchscript import export_trace, load_trace
 from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.traceable import without_loops_over_experts
 from cpuinfer_helpers.tracing import frozen_trace
+from cpuinfer_helpers.variations import with_padding
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -35,6 +38,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PARTITION = "prim::oneDNNFusionGroup"
 # A shape costs a copy of the graph, no weights: under a megabyte for BERT-base.
 _SHAPES_KEPT = 64
+# How the library's own exceptions arrive here.
+_REFUSALS = (RuntimeError, IndexError, ValueError)
+_ANOTHER_ANSWER = "what oneDNN Graph makes of this model does not give its answers"
 
 
 class PerShape:
@@ -55,6 +61,8 @@ class PerShape:
         The module's attributes by name, shared by all shapes.
     dtype
         Floating inputs are cast to it.
+    way
+        How it was made. Where nothing is fused, every shape runs the graph as it is.
     """
 
     def __init__(
@@ -63,7 +71,9 @@ class PerShape:
         example: Mapping[str, torch.Tensor],
         weights: Mapping[str, torch.Tensor],
         dtype: torch.dtype,
+        way: _Way,
     ) -> None:
+        self.way = way
         self._names = tuple(example)
         self._weights = tuple(weights.values())
         self._graph = as_function(module, tuple(weights))
@@ -73,6 +83,8 @@ class PerShape:
         self._as_it_is = self._new_function()
         # Calls of each function that are over, apart for calls under autocast, of which TorchScript makes another plan.
         self._calls: Counter[tuple[Any, bool]] = Counter()
+        # Those of which oneDNN Graph could make nothing.
+        self._refused: set[tuple[Any, bool]] = set()
         # None for a shape that has come once.
         self._functions: OrderedDict[tuple[torch.Size, ...], torch.jit.ScriptFunction | None] = OrderedDict()
         self._lock = Lock()
@@ -80,6 +92,8 @@ class PerShape:
     def __call__(self, tensors: dict[str, torch.Tensor]) -> Tensors:
         """Answer; what the first calls of a shape cost is said above."""
         tensors = {name: self._cast(tensors[name]) for name in self._names}
+        if not self.way.fused:
+            return self._run_as_it_is(tensors)
         shape = self._shape_of(tensors)
         if shape == self._example_shape:
             return self._run(self._module, lambda: self._module(**tensors), tensors)
@@ -100,15 +114,28 @@ class PerShape:
         it may for seconds to prepare a model, the graph runs as it is, so that nobody waits for an answer.
         """
         key = (function, torch.is_autocast_enabled("cpu"))
+        if key in self._refused:
+            return self._run_as_it_is(tensors)
         if self._calls[key] >= graph.CALLS_UNTIL_OPTIMISED:
             return call()
         with switches.held_if_free() as held:
             if not held:
                 return self._run_as_it_is(tensors)
-            with switches.onednn_fusion(jit_autocast=False):
-                answer = call()
+            try:
+                with _fusion(True):
+                    answer = call()
+            except _REFUSALS as error:
+                return self._without_plan(key, error, tensors)
             self._calls[key] += 1
             return answer
+
+    def _without_plan(self, key: tuple[Any, bool], error: Exception, tensors: dict[str, torch.Tensor]) -> Tensors:
+        """Answer where the plan of a shape fails, now and from now on; raises what the graph itself raises."""
+        answer = self._run_as_it_is(tensors)
+        shape = ", ".join(f"{name}: {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        logger.info("at %s nothing is fused: %s", shape, first_line(error))
+        self._refused.add(key)
+        return answer
 
     def _function(self, shape: tuple[torch.Size, ...]) -> torch.jit.ScriptFunction | None:
         """The function of a shape; None if this is the first time that it comes."""
@@ -119,6 +146,7 @@ class PerShape:
                     _, dropped = self._functions.popitem(last=False)
                     for autocast in (False, True):
                         self._calls.pop((dropped, autocast), None)
+                        self._refused.discard((dropped, autocast))
                 return None
             self._functions.move_to_end(shape)
             if self._functions[shape] is None:
@@ -135,6 +163,25 @@ class PerShape:
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One way to make the recipe's graph.
+
+    Attributes
+    ----------
+    fused
+        oneDNN Graph compiles what it can; else the packed linear layers stand alone.
+    padded
+        The example is traced with padding in it.
+    """
+
+    fused: bool = True
+    padded: bool = False
+
+
+_FIRST_WAY = _Way()
+
+
 def _build_fp32(request: Request) -> Build:
     return _build(request, _DTYPES["fp32"])
 
@@ -143,38 +190,58 @@ def _build_bf16(request: Request) -> Build:
     return _build(request, _DTYPES["bf16"])
 
 
-def _build(request: Request, dtype: torch.dtype) -> Build:
+def _build(request: Request, dtype: torch.dtype, way: _Way = _FIRST_WAY) -> Build:
     model, inputs = _own_model(request, dtype), _cast(request.inputs, dtype)
     warnings: tuple[str, ...] = ()
 
     def traced() -> torch.jit.ScriptModule:
         nonlocal warnings
-        module, warnings = frozen_trace(model, inputs)
+        module, warnings = frozen_trace(model, inputs, padded=way.padded)
         return module
 
-    module, rewritten = _packed(traced, inputs.tensors)
     example = inputs.tensors
-    per_shape = PerShape(module, example, rewritten.weights, dtype)
-    with switches.onednn_fusion(jit_autocast=False):
-        ran = graph.executed_graph(module, example)
-        linear_dtypes = graph.linear_dtypes(module, example)
+    packed = _packed(traced, example, fused=way.fused)
+    way = replace(way, fused=packed.fused)
+    per_shape = PerShape(packed.module, example, packed.rewritten.weights, dtype, way)
+    with _fusion(packed.fused):
+        ran = graph.executed_graph(packed.module, example)
+        linear_dtypes = graph.linear_dtypes(packed.module, example)
     nodes = graph.node_counts(ran)
     return Build(
         answer=with_buckets(request, per_shape),
         runs=_RUNS,
-        module=module,
-        evidence={"linear layers": str(rewritten), "oneDNN Graph partitions": str(nodes.get(_PARTITION, 0))},
+        module=packed.module,
+        evidence=_evidence(packed, nodes.get(_PARTITION, 0), way),
         attention=attention_of(model),
         frozen=True,
         graph_nodes=nodes,
-        weight_dtypes=_weight_dtypes(rewritten, graph.weight_dtypes(module, ran)),
+        weight_dtypes=_weight_dtypes(packed.rewritten, graph.weight_dtypes(packed.module, ran)),
         linear_dtypes=linear_dtypes,
         warnings=warnings,
+        otherwise=_otherwise(request, dtype, way),
     )
+
+
+def _otherwise(request: Request, dtype: torch.dtype, way: _Way) -> Callable[[], Build] | None:
+    """What is tried next where the answers differ: no fusions, then a trace with padding, without and with them."""
+    if way.fused and not way.padded:
+        return lambda: _build(request, dtype, replace(way, fused=False))
+    if way.padded or with_padding(request.config, request.inputs.tensors) is None:
+        return None
+    return lambda: _build(request, dtype, _Way(padded=True))
+
+
+def _evidence(packed: _Packed, partitions: int, way: _Way) -> dict[str, str]:
+    evidence = {
+        "linear layers": str(packed.rewritten),
+        "oneDNN Graph partitions": f"0: {packed.why_not_fused}" if packed.why_not_fused else str(partitions),
+    }
+    return {**evidence, "traced with": "padding in the example"} if way.padded else evidence
 
 
 def _own_model(request: Request, dtype: torch.dtype) -> torch.nn.Module:
     model = with_attention(request.model, "eager")
+    without_loops_over_experts(model)
     return model if dtype is torch.float32 else cast_copy(model, dtype)
 
 
@@ -183,44 +250,83 @@ def _cast(inputs: BoundInputs, dtype: torch.dtype) -> BoundInputs:
     return BoundInputs(tensors, inputs.constants)
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """A frozen module, rewritten and called until it runs what oneDNN Graph has made of it, if anything."""
+
+    module: torch.jit.ScriptModule
+    rewritten: Rewritten
+    why_not_fused: str | None = None
+
+    @property
+    def fused(self) -> bool:
+        return self.why_not_fused is None
+
+
 def _packed(
+    new_module: Callable[[], torch.jit.ScriptModule], example: Mapping[str, torch.Tensor], *, fused: bool
+) -> _Packed:
+    module, rewritten = _packed_alone(new_module, example)
+    if not fused:
+        return _Packed(module, rewritten, _ANOTHER_ANSWER)
+    try:
+        with _fusion(True):
+            graph.executed_graph(module, example)
+    except _REFUSALS as error:
+        why = f"oneDNN Graph fails: {first_line(error)}"
+        logger.info("nothing is fused: %s", why)
+        # The plan that fails stays with the module.
+        return _Packed(*_packed_alone(new_module, example), why)
+    return _Packed(module, rewritten)
+
+
+def _packed_alone(
     new_module: Callable[[], torch.jit.ScriptModule], example: Mapping[str, torch.Tensor]
 ) -> tuple[torch.jit.ScriptModule, Rewritten]:
-    """A frozen module, rewritten and called until it runs what oneDNN Graph has made of it."""
+    """A frozen module with packed linear layers, seen to run."""
     try:
-        return _packed_module(new_module(), example, fuse_additions=True)
+        return _rewritten(new_module(), example, fuse_additions=True)
     except RuntimeError as error:
         # The kernel adds equal shapes only, and whether an addition broadcasts is not seen before it runs.
         logger.info("additions are left alone: %s", first_line(error))
-        return _packed_module(new_module(), example, fuse_additions=False)
+        return _rewritten(new_module(), example, fuse_additions=False)
 
 
-def _packed_module(
+def _rewritten(
     module: torch.jit.ScriptModule, example: Mapping[str, torch.Tensor], *, fuse_additions: bool
 ) -> tuple[torch.jit.ScriptModule, Rewritten]:
     rewritten = pack_linears(module, fuse_additions=fuse_additions)
-    with switches.onednn_fusion(jit_autocast=False):
-        graph.executed_graph(module, example)
+    with torch.no_grad(), _fusion(False):
+        module(**example)
     return module, rewritten
+
+
+@contextmanager
+def _fusion(fused: bool) -> Iterator[None]:
+    """Run graphs as oneDNN Graph compiles them, or as they are."""
+    with switches.onednn_fusion(jit_autocast=False) if fused else torch.jit.optimized_execution(False):
+        yield
 
 
 def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
     """Write the trace without packed weights, which cannot be written and take a moment to make."""
     dtype = _DTYPES[request.precision]
-    module, _ = frozen_trace(_own_model(request, dtype), _cast(request.inputs, dtype))
+    buckets = build.answer if isinstance(build.answer, LengthBuckets) else None
+    way = (buckets.answer if buckets else build.answer).way
+    module, _ = frozen_trace(_own_model(request, dtype), _cast(request.inputs, dtype), padded=way.padded)
     export_trace(request, replace(build, module=module), folder)
-    buckets = build.answer.details() if isinstance(build.answer, LengthBuckets) else None
-    return {"dtype": request.precision, "buckets": buckets}
+    return {"dtype": request.precision, "buckets": buckets.details() if buckets else None, "fused": way.fused}
 
 
 def _restore(stored: Stored, folder: Path) -> Build:
     dtype = _DTYPES[stored.details["dtype"]]
     inputs = _cast(stored.inputs, dtype)
-    module, rewritten = _packed(lambda: load_trace(folder), inputs.tensors)
-    answer: Answer = PerShape(module, inputs.tensors, rewritten.weights, dtype)
+    packed = _packed(lambda: load_trace(folder), inputs.tensors, fused=stored.details.get("fused", True))
+    way = _Way(packed.fused)
+    answer: Answer = PerShape(packed.module, inputs.tensors, packed.rewritten.weights, dtype, way)
     if stored.details["buckets"] is not None:
         answer = LengthBuckets.from_details(answer, stored.details["buckets"], inputs.tensors, stored.outputs)
-    return Build(answer, runs=_RUNS, module=module)
+    return Build(answer, runs=_RUNS, module=packed.module)
 
 
 def _weight_dtypes(rewritten: Rewritten, others: Mapping[str, int]) -> dict[str, int]:

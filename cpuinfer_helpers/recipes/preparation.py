@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,19 +180,32 @@ class _Job:
             raise RecipeError(reason)
         _warn_of_process(self.recipe)
         spec = self._output_spec()
-        build = self._build(spec.tensor_names())
-        prepared = self._result(build, spec)
-        if self.verify:
-            found = verify_prepared(
-                prepared,
-                self.reference,
-                precision=self.recipe.precision,
-                tolerance=self.tolerance,
-                further=self.further,
-            )
-            self.checks = found.checks
-            if found.difference:
-                raise RecipeError(found.difference)
+        failed: list[RecipeError] = []
+        build: Callable[[], Build] | None = self._first_build
+        while build is not None:
+            built = self._built(build, spec.tensor_names())
+            try:
+                return self._verified(self._result(built, spec))
+            except RecipeError as error:
+                failed.append(error)
+                build = built.otherwise
+                if build is not None:
+                    logger.info("%s is made in another way: %s", self.recipe.name, error)
+        raise failed[0]
+
+    def _verified(self, prepared: PreparedModel) -> PreparedModel:
+        if not self.verify:
+            return prepared
+        found = verify_prepared(
+            prepared,
+            self.reference,
+            precision=self.recipe.precision,
+            tolerance=self.tolerance,
+            further=self.further,
+        )
+        self.checks = found.checks
+        if found.difference:
+            raise RecipeError(found.difference)
         return prepared
 
     def fallback(self, reason: str) -> PreparedModel:
@@ -212,18 +225,27 @@ class _Job:
         except TraceError as error:
             raise RecipeError(str(error)) from error
 
-    def _build(self, names: Sequence[str]) -> Build:
-        inputs = self.reference.inputs
+    def _first_build(self) -> Build:
         # Backends may ask the model for its outputs; none of that is to last in the user's.
         model = untouched(self.reference.model)
         request = Request(
-            self.recipe.name, self.recipe.precision, model, inputs, self.calibration, self.reference.eager
+            self.recipe.name,
+            self.recipe.precision,
+            model,
+            self.reference.inputs,
+            self.calibration,
+            self.reference.eager,
         )
+        return self.recipe.build(request)
+
+    def _built(self, make: Callable[[], Build], names: Sequence[str]) -> Build:
+        """What a function of the recipe makes, seen to answer the example."""
+        inputs = self.reference.inputs
         before = _fingerprint(self.reference.model)
         started = time.perf_counter()
         try:
             with torch.no_grad(), switches.random_state_kept():
-                build = self.recipe.build(request)
+                build = make()
                 first = build.answer({name: tensor.clone() for name, tensor in inputs.tensors.items()})
         except RecipeError:
             raise
