@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,27 +11,17 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import switches
 from cpuinfer_helpers.artifacts import new_artifact
+from cpuinfer_helpers.by_shape import Answer, EachShape, Shape
 from cpuinfer_helpers.copies import untouched
-from cpuinfer_helpers.errors import ArtifactError, InputError, TraceError, first_line
+from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.signature import BoundInputs, all_tensors
 from cpuinfer_helpers.traced_model import TracedModel, run_probe, schema
 
-logger = logging.getLogger("cpuinfer_helpers")
-
-# Traces that are kept; the one that was not called for longest goes first. With lengths padded to multiples of 32 and
-# full batches, texts of up to 512 tokens have 16 shapes.
-SHAPES_KEPT = 16
-# Traces that are made, right or not. PyTorch keeps some memory of each for as long as the process lives: 2.5 to 10 MiB
-# were seen, so at most 640 MiB.
-TRACES_MADE = 64
 HOW = "one trace for each shape"
-
-Shape = tuple[torch.Size, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class ShapeTrace:
         return {name.removeprefix("input."): t for name, t in self.probe.items() if name.startswith("input.")}
 
 
-class TracedEachShape(TracedModel):
+class TracedEachShape(EachShape, TracedModel):
     """A model with a trace for each shape of its inputs; made by ``trace_model(..., each_shape=True)``.
 
     A call with a new shape makes a trace, compares it with the eager model on inputs of that very shape, and only then
@@ -100,14 +88,7 @@ class TracedEachShape(TracedModel):
             config=config,
         )
         self._make = make
-        self._traces: OrderedDict[Shape, tuple[Callable[..., Any], ShapeTrace]] = OrderedDict()
-        self._eager: dict[Shape, str] = {}
-        # Held for a moment, never while a trace is made: calls of shapes that are known do not wait for a new one.
-        self._guard = threading.RLock()
-        self._made = len(traces)
-        for shape, trace in traces.items():
-            self._traces[shape] = (self._answer_of(trace), trace)
-        self._note()
+        self._start({shape: (self._answer_of(trace), trace) for shape, trace in traces.items()})
 
     def _derive(self) -> None:
         super()._derive()
@@ -116,18 +97,6 @@ class TracedEachShape(TracedModel):
     def _state(self) -> dict[str, Any]:
         with self._guard:
             return super()._state() | {"_traces": self._traces.copy(), "_eager": dict(self._eager)}
-
-    @property
-    def shapes(self) -> tuple[str, ...]:
-        """The shapes that have a trace, by the first input: ``2 x 24``; the one called last comes last."""
-        with self._guard:
-            return tuple(_text(shape) for shape in self._traces)
-
-    @property
-    def eager_shapes(self) -> Mapping[str, str]:
-        """The shapes that the eager model answers, each with the reason."""
-        with self._guard:
-            return {_text(shape): reason for shape, reason in self._eager.items()}
 
     def __call__(self, **inputs: Any) -> Any:
         """Run the trace of this shape; see :class:`TracedModel` for the rest.
@@ -140,20 +109,7 @@ class TracedEachShape(TracedModel):
         self._refuse_fork()
         if inputs.keys() != self._names or not all_tensors(inputs):
             inputs = self._inputs.only_tensors(inputs)
-        shape = tuple(inputs[name].shape for name in self._names)
-        found = self._known(shape) or self._new_once(shape, inputs)
-        if found is None:
-            return self._run_eager(inputs)
-        try:
-            with torch.no_grad():
-                return found[0](inputs)
-        except Exception as error:  # of TorchScript, or of what backends put into the graph
-            if self._model is None:
-                raise TraceError(f"the trace for {_text(shape)} fails on these inputs: {first_line(error)}") from error
-            # Where the model fails as well, with its own error, the inputs are to blame and not the trace.
-            answer = self._run_eager(inputs)
-            self._refuse(shape, f"its trace fails on other inputs: {first_line(error)}")
-            return answer
+        return self._answer_at(inputs)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write all traces, a manifest and a probe for each to a folder; see :meth:`TracedModel.save`.
@@ -202,69 +158,15 @@ class TracedEachShape(TracedModel):
             f"each verified at its shape, takes {', '.join(self.input_names)}"
         )
 
-    def _known(self, shape: Shape) -> tuple[Callable[..., Any], ShapeTrace] | None:
-        with self._guard:
-            found = self._traces.get(shape)
-            if found is not None:
-                self._traces.move_to_end(shape)
-            return found
-
-    def _new_once(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Callable[..., Any], ShapeTrace] | None:
-        """The trace of a shape that had none a moment ago, made once however many threads ask for it."""
-        if shape in self._eager:
-            return None
-        # The lock under which traces are made anyway: a second one could be waited for in the other order.
-        with switches.held():
-            found = self._known(shape)
-            if found is not None or shape in self._eager:
-                return found
-            return self._new(shape, inputs)
-
-    def _new(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Callable[..., Any], ShapeTrace] | None:
-        """Make and keep the trace of a new shape; None if no trace is right there, or enough were made."""
-        if self._make is None:
-            raise InputError(
-                f"there is no trace for {_text(shape)}, only for {', '.join(self.shapes)}, and no eager model to make "
-                "one of: pad to one of these shapes, or trace the model anew, call it with the shapes it will see, and "
-                "save it again"
-            )
-        if self._made >= TRACES_MADE:
-            self._note_end()
-            return None
-        self._made += 1
-        try:
-            trace = self._make({name: inputs[name].detach().clone() for name in self._names})
-        except TraceError as error:
-            self._refuse(shape, str(error))
-            return None
-        new = (self._answer_of(trace), trace)
-        with self._guard:
-            self._traces[shape] = new
-            while len(self._traces) > SHAPES_KEPT:
-                self._traces.popitem(last=False)
-            self._note()
-        return new
-
-    def _refuse(self, shape: Shape, reason: str) -> None:
-        logger.warning("%s: the eager model answers for %s: %s", self.receipt.requested["model"], _text(shape), reason)
-        with self._guard:
-            self._traces.pop(shape, None)
-            self._eager[shape] = reason
-            self._note()
-
-    def _note_end(self) -> None:
-        """Say, once, that no more traces are made."""
-        if "no more traces" in self.receipt.evidence:
-            return
-        why = f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
-        logger.warning("%s: the eager model answers for new shapes: %s", self.receipt.requested["model"], why)
-        self.receipt = replace(self.receipt, evidence={**self.receipt.evidence, "no more traces": why})
+    def _made_for(self, inputs: dict[str, torch.Tensor]) -> tuple[Answer, ShapeTrace]:
+        trace = self._make(inputs)
+        return self._answer_of(trace), trace
 
     def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         with torch.no_grad():
             return untouched(self._model)(**{**self._inputs.constants, **inputs})
 
-    def _answer_of(self, trace: ShapeTrace) -> Callable[[Mapping[str, torch.Tensor]], Any]:
+    def _answer_of(self, trace: ShapeTrace) -> Answer:
         module, build, names = trace.module, builder(trace.spec), tuple(self._names)
         if self._positional:
             return lambda inputs: build(module(*(inputs[name] for name in names)))
@@ -277,12 +179,9 @@ class TracedEachShape(TracedModel):
         evidence = {
             **self.receipt.evidence,
             "traced": HOW,
-            "shapes": f"{len(traces)} of at most {SHAPES_KEPT}: {', '.join(self.shapes)}",
-            "traces made": f"{self._made} of at most {TRACES_MADE}, of which PyTorch keeps 2.5 to 10 MiB each",
+            **self._shapes_evidence(),
             "weights of all traces": f"{megabytes:.1f} MB; those that several traces share are counted once",
         }
-        if self._eager:
-            evidence["eager model answers for"] = ", ".join(map(_text, self._eager))
         checks = tuple(check for trace in traces for check in trace.checks) or self.receipt.checks
         self.receipt = replace(self.receipt, evidence=evidence, checks=checks)
 
@@ -300,10 +199,6 @@ def _weights(modules: Any) -> dict[int, int]:
             if not tensor.is_mkldnn:
                 found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return found
-
-
-def _text(shape: Shape) -> str:
-    return " x ".join(map(str, shape[0]))
 
 
 def _module_file(number: int) -> str:

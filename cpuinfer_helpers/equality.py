@@ -96,7 +96,8 @@ def difference(
     A difference is measured by the scale of the answers around it, so that a constant among them, such as a mask's
     -1e9, a box in pixels or a time stamp, hides no error in the others:
 
-    * A number of at least 1e4 that stands in several places is a mask: FP32 must give that number.
+    * A number of at least 1e4 that stands in several places is a mask: FP32 must give that number. It is none where
+      more numbers between its half and its double stand in one place: FP32 has few so large, and two may meet.
     * Other values are of one kind unless their magnitudes are 2**6 apart with nothing in between.
     * Values of one kind in a column (the same place in the last dimension) have the largest of them as their scale,
       from eight rows on, and at least a hundredth of the largest in other columns. With fewer rows, the scale is the
@@ -180,7 +181,10 @@ def _masks(wanted: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor | None:
     if not bool(huge.any()):
         return None
     numbers, counts = torch.unique(wanted[huge], return_counts=True)
-    return huge & torch.isin(wanted, numbers[counts > 1])
+    repeated, sizes_alone = counts > 1, numbers[counts == 1].abs().sort().values
+    ends = numbers[repeated].abs()[:, None] * torch.tensor([0.5, 2.0], dtype=numbers.dtype)
+    low, high = torch.searchsorted(sizes_alone, ends).unbind(dim=1)
+    return huge & torch.isin(wanted, numbers[repeated][high - low <= counts[repeated]])
 
 
 def _in_less(expected: torch.Tensor, precision: str | None) -> bool:

@@ -112,7 +112,7 @@ def trace_model(
 
 
 def frozen_trace(
-    model: torch.nn.Module, inputs: BoundInputs, *, padded: bool = False
+    model: torch.nn.Module, inputs: BoundInputs, *, padded: bool = False, random_is_constant: bool = True
 ) -> tuple[torch.jit.ScriptModule, tuple[str, ...]]:
     """Trace and freeze a model, named inputs and a flat dictionary of outputs, without calling the result.
 
@@ -124,6 +124,8 @@ def frozen_trace(
         The example.
     padded
         Trace with padding in the example, for models that look whether there is any.
+    random_is_constant
+        As for :func:`~cpuinfer_helpers.traceable.traceable_operators`; only where the answers will be verified.
 
     Returns
     -------
@@ -136,7 +138,8 @@ def frozen_trace(
     tensors = inputs.tensors if tensors is None else tensors
     with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
         adapter = named_inputs(model, inputs)
-        with traceable_operators(experts=number_of_experts(model), own_code=own_code_of(model)):
+        experts, own = number_of_experts(model), own_code_of(model)
+        with traceable_operators(random_is_constant=random_is_constant, experts=experts, own_code=own):
             module = torch.jit.trace(adapter, example_kwarg_inputs=tensors, check_trace=False, strict=False)
         module = torch.jit.freeze(module)
     return module, tuple(dict.fromkeys(recorded))

@@ -72,12 +72,16 @@ class Question:
         texts come in any.
     part
         The dimensions that differ from others which have the same size in the example.
+    keeps_rows
+        Whether a prepared model that fails here is kept for inputs that all have as many rows, as in the example. Some
+        models take other numbers of rows by mistake, and mix them up.
     """
 
     alternatives: tuple[Variation, ...]
     optional: bool = False
     keeps_size: bool = False
     part: tuple[Slot, ...] = ()
+    keeps_rows: bool = False
 
 
 def plan(config: Any, example: Tensors) -> Iterator[Question]:
@@ -410,7 +414,8 @@ class _Shapes:
             rows = {name: tensor.shape[0] + (2 if name in part else 0) for name, tensor in self.example.items()}
             inputs = self.resized({}, rows)
             variation = Variation(f"more rows of {', '.join(part)} alone", inputs, self.valid(inputs))
-            yield Question((variation,), optional=True, part=tuple((name, 0) for name in part))
+            keeps_rows = len(self._row_counts) == 1
+            yield Question((variation,), optional=True, part=tuple((n, 0) for n in part), keeps_rows=keeps_rows)
 
     def _independent_parts(self) -> list[tuple[str, ...]]:
         """Inputs that share no size with the others, such as texts and images; none if there is but one such part."""

@@ -163,6 +163,8 @@ class _Examination:
         elif question.keeps_size:
             self.kept_to_size = self.kept_to_size or self._kept_to_size(variation)
             check = replace(check, passed=None)
+        elif question.keeps_rows:
+            check = replace(check, passed=None, note=f"{check.note}; so all inputs keep to equal numbers of rows")
         self.checks.append(check)
         return check.passed is not False
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import each_shape
+from cpuinfer_helpers import by_shape, each_shape
 from cpuinfer_helpers.artifacts import MANIFEST
 from tests.conftest import MaskDroppedWhenFull
 
@@ -142,7 +142,7 @@ def test_a_trace_that_fails_later_never_crashes_a_call(caplog):
 
 
 def test_the_trace_that_was_not_called_for_longest_goes_first(monkeypatch):
-    monkeypatch.setattr(each_shape, "SHAPES_KEPT", 2)
+    monkeypatch.setattr(by_shape, "SHAPES_KEPT", 2)
     _, traced = traced_each_shape()
     traced(**batch(1, 5))
     traced(**batch())
@@ -241,7 +241,7 @@ def test_inputs_that_the_model_refuses_do_not_condemn_their_shape(length, caplog
 
 
 def test_only_so_many_traces_are_made_and_that_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(each_shape, "TRACES_MADE", 3)
+    monkeypatch.setattr(by_shape, "TRACES_MADE", 3)
     model, traced = traced_each_shape()
     with caplog.at_level(logging.WARNING):
         for length in (13, 14, 15, 16, 13):

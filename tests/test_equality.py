@@ -138,3 +138,21 @@ def test_a_few_answers_near_zero_are_measured_by_what_is_typical():
     assert not difference(expected, seen, typical=12.0).passed
     assert not difference(expected, seen, precision="bf16", tolerance=1e-3, typical=12.0).passed
     assert not difference(expected, expected + 2.0, precision="bf16", typical=12.0).passed
+
+
+def test_large_answers_of_which_two_meet_by_chance_are_no_masks():
+    # Around 1e6, FP32's numbers are 1/16 apart: among some hundreds of answers a few are the same.
+    expected = 1e6 + torch.arange(230.0).reshape(-1, 2) / 16
+    expected[5] = expected[90]
+    rounded = torch.nextafter(expected, torch.tensor(torch.inf))
+    assert difference(expected, rounded).passed
+    assert not difference(expected, expected * 1.001).passed
+
+
+def test_masks_among_large_answers_must_be_that_number():
+    expected = 1e4 + torch.arange(40.0).reshape(-1, 2)
+    expected[::2] = -1e9
+    assert difference(expected, expected).passed
+    seen = expected.clone()
+    seen[0, 0] = -1.001e9
+    assert not difference(expected, seen).passed

@@ -43,6 +43,10 @@ class Request:
         Inputs by name for static quantisation, a few dozen; empty where none were given.
     make_eager
         Makes :meth:`eager`'s result, by one who knows whether calls change the model.
+    one_shape
+        Only inputs of exactly the example's shape will come.
+    verified
+        The answers will be compared with the model's, so that a model with random ones is refused.
     """
 
     recipe: str
@@ -51,6 +55,8 @@ class Request:
     inputs: BoundInputs
     calibration: tuple[dict[str, torch.Tensor], ...] = ()
     make_eager: Callable[[], EagerModel] | None = None
+    one_shape: bool = False
+    verified: bool = True
 
     def eager(self) -> EagerModel:
         """The model as it answers eagerly, unchanged by its calls."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 
 from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.equality import difference, valid_for
+from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes.base import Request, Tensors
 from cpuinfer_helpers.restoring import check_fields
 from cpuinfer_helpers.variations import of_lengths, valid_positions
+
+logger = logging.getLogger("cpuinfer_helpers")
 
 Answer = Callable[[dict[str, torch.Tensor]], Tensors]
 
@@ -53,10 +57,14 @@ class LengthBuckets:
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> Tensors:
         """Answer with the real length."""
-        length = tensors["attention_mask"].shape[1]
+        mask = tensors["attention_mask"]
+        length = mask.shape[1]
         bucket = self.bucket_of(length)
         # What a second sequence of another length is padded with, and where its outputs end, nobody can tell.
         if bucket == length or any(tensors[name].shape[1] != length for name in self.fill):
+            return self.answer(tensors)
+        # Padding on both sides is nothing that models are made for.
+        if not bool(mask[:, 0].all()):
             return self.answer(tensors)
         outputs = self.answer({name: self._padded(name, tensor, bucket) for name, tensor in tensors.items()})
         return {name: self._cut(name, tensor, length) for name, tensor in outputs.items()}
@@ -124,26 +132,37 @@ def with_buckets(request: Request, answer: Answer) -> Answer:
     eager model gives a padded sequence the same answers: one that pools or routes tokens may not.
     """
     mask = request.inputs.tensors.get("attention_mask")
-    if mask is None or mask.dim() != 2:
+    if request.one_shape or mask is None or mask.dim() != 2:
         return answer
     length = mask.shape[1]
     if any(length in tensor.shape[2:] for tensor in request.inputs.tensors.values()):
         return answer
     pad_token = getattr(request.config, "pad_token_id", None) or 0
     fill = {name: pad_token if name == "input_ids" else 0 for name in _sequences(request.inputs.tensors)}
-    buckets = LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
-    return buckets if _padding_is_ignored(request, buckets) else answer
+    try:
+        buckets = LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
+        return buckets if _padding_is_ignored(request, buckets) else answer
+    except Exception as error:  # a model may refuse other lengths in any way
+        logger.info("lengths are not padded: %s", first_line(error))
+        return answer
 
 
 def _padding_is_ignored(request: Request, buckets: LengthBuckets) -> bool:
     """Whether the eager model answers alike with and without what the buckets add."""
-    inputs = of_lengths(request.config, request.inputs.tensors, (_short_length(request.config),))[0]
+    example = request.inputs.tensors
+    asked = of_lengths(request.config, example, (_short_length(request.config),))
+    length = example["attention_mask"].shape[1]
+    if buckets.bucket_of(length) != length:
+        asked.append(dict(example))
+    return all(_is_ignored(request, buckets, inputs) for inputs in asked)
+
+
+def _is_ignored(request: Request, buckets: LengthBuckets, inputs: dict[str, torch.Tensor]) -> bool:
     valid = valid_positions(inputs, request.config)
     eager = replace(buckets, answer=lambda padded: _outputs(request, padded))
     expected, seen = _outputs(request, inputs), eager(inputs)
     return all(
-        seen[name].shape == tensor.shape
-        and difference(tensor, seen[name], valid_for(tensor, valid)).passed
+        seen[name].shape == tensor.shape and difference(tensor, seen[name], valid_for(tensor, valid)).passed
         for name, tensor in expected.items()
     )
 

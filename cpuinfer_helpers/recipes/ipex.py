@@ -94,7 +94,7 @@ def _build_fp32(request: Request) -> Build:
     # (1, 384), 0.81 at (8, 384), the same at 128 tokens and below. Without auto_kernel_selection linear layers go to
     # MKL, which has no fusions and took 2.1 times as long.
     model = packed(own_copy(request.model, "sdpa"), auto_kernel_selection=True)
-    return build_of(request, frozen_trace(model, request.inputs), model)
+    return build_of(request, frozen_trace(model, request.inputs, random_is_constant=request.verified), model)
 
 
 def _build_bf16(request: Request) -> Build:
@@ -103,7 +103,7 @@ def _build_bf16(request: Request) -> Build:
     # under autocast and another one for all others. The cache's entries would become constants of the graph.
     model.forward = torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)(model.forward)
     with HeadsByTranspose():
-        traced = frozen_trace(model, request.inputs)
+        traced = frozen_trace(model, request.inputs, random_is_constant=request.verified)
     build = build_of(request, traced, model)
     ran = build.evidence["oneDNN ran"]
     if " bf16 " not in ran:
@@ -113,7 +113,7 @@ def _build_bf16(request: Request) -> Build:
 
 def _build_int8(request: Request) -> Build:
     model = _quantised(request)
-    build = build_of(request, frozen_trace(model, request.inputs), model)
+    build = build_of(request, frozen_trace(model, request.inputs, random_is_constant=request.verified), model)
     groups = build.graph_nodes.get("ipex::LlgaFusionGroup", 0)
     if not groups:
         raise RecipeError("no part of the graph went to oneDNN's INT8 kernels (ipex::LlgaFusionGroup)")

@@ -23,12 +23,12 @@ _ONEDNN_LINEAR = {"auto_kernel_selection": True}
 
 def _eager_attention_fp32(request: Request) -> Build:
     model = ipex.packed(ipex.own_copy(request.model, "eager"), **_ONEDNN_LINEAR)
-    return ipex.build_of(request, frozen_trace(model, request.inputs), model)
+    return ipex.build_of(request, frozen_trace(model, request.inputs, random_is_constant=request.verified), model)
 
 
 def _mkl_linear_fp32(request: Request) -> Build:
     model = ipex.packed(ipex.own_copy(request.model, "eager"))
-    return ipex.build_of(request, frozen_trace(model, request.inputs), model)
+    return ipex.build_of(request, frozen_trace(model, request.inputs, random_is_constant=request.verified), model)
 
 
 def _not_frozen_fp32(request: Request) -> Build:
@@ -57,7 +57,7 @@ def _under_autocast(request: Request, attention: str) -> Build:
     model = ipex.packed(ipex.own_copy(request.model, attention), dtype=torch.bfloat16)
     # As in the recipe: around the model, and without a cache whose entries would become constants of the graph.
     model.forward = torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)(model.forward)
-    build = ipex.build_of(request, frozen_trace(model, request.inputs), model)
+    build = ipex.build_of(request, frozen_trace(model, request.inputs, random_is_constant=request.verified), model)
     if "bfloat16" not in build.linear_dtypes:
         raise RecipeError(f"no linear layer ran in BF16, so this would be no BF16 model: {dict(build.linear_dtypes)}")
     return build

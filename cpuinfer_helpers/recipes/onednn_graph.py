@@ -196,7 +196,7 @@ def _build(request: Request, dtype: torch.dtype, way: _Way = _FIRST_WAY) -> Buil
 
     def traced() -> torch.jit.ScriptModule:
         nonlocal warnings
-        module, warnings = frozen_trace(model, inputs, padded=way.padded)
+        module, warnings = frozen_trace(model, inputs, padded=way.padded, random_is_constant=request.verified)
         return module
 
     example = inputs.tensors
@@ -313,7 +313,8 @@ def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
     dtype = _DTYPES[request.precision]
     buckets = build.answer if isinstance(build.answer, LengthBuckets) else None
     way = (buckets.answer if buckets else build.answer).way
-    module, _ = frozen_trace(_own_model(request, dtype), _cast(request.inputs, dtype), padded=way.padded)
+    model, inputs = _own_model(request, dtype), _cast(request.inputs, dtype)
+    module, _ = frozen_trace(model, inputs, padded=way.padded, random_is_constant=request.verified)
     export_trace(request, replace(build, module=module), folder)
     return {"dtype": request.precision, "buckets": buckets.details() if buckets else None, "fused": way.fused}
 

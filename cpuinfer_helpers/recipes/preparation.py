@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,12 @@ from cpuinfer_helpers.outputs import OutputSpec
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
+from cpuinfer_helpers.recipes.prepared_each_shape import PreparedEachShape
 from cpuinfer_helpers.recipes.registry import get_recipe
 from cpuinfer_helpers.reference import Reference
 from cpuinfer_helpers.scratch import sweep
-from cpuinfer_helpers.variations import Variation
+from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.variations import Question, Variation, same_shape_plan
 from cpuinfer_helpers.verification import Verification
 from cpuinfer_helpers.verification import verify as verify_answers
 
@@ -40,6 +42,7 @@ def prepare(
     verify: bool = True,
     tolerance: float | None = None,
     on_failure: str = "fallback",
+    each_shape: bool = False,
 ) -> PreparedModel:
     """Prepare a model by a recipe, prove that it gives the model's answers, or fall back and say why.
 
@@ -62,6 +65,10 @@ def prepare(
         :func:`~cpuinfer_helpers.equality.difference`); that of the recipe's precision unless given.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a RecipeError.
+    each_shape
+        Where what the recipe makes does not give the model's answers at every shape: prepare it for each shape, when it
+        is first called with it, and verify it before it answers. The eager model stays in memory for that, and each
+        shape has weights of its own.
 
     Returns
     -------
@@ -87,7 +94,13 @@ def prepare(
     sweep()
     reference = Reference.of(model, example_inputs)
     return prepare_like(
-        reference, recipe, calibration=calibration, verify=verify, tolerance=tolerance, on_failure=on_failure
+        reference,
+        recipe,
+        calibration=calibration,
+        verify=verify,
+        tolerance=tolerance,
+        on_failure=on_failure,
+        each_shape=each_shape,
     )
 
 
@@ -99,6 +112,7 @@ def prepare_like(
     verify: bool = True,
     tolerance: float | None = None,
     on_failure: str = "fallback",
+    each_shape: bool = False,
     further: Sequence[Variation] = (),
 ) -> PreparedModel:
     """As :func:`prepare`, for a reference that has been made before.
@@ -109,13 +123,13 @@ def prepare_like(
         The model and its example.
     further
         Inputs to compare at beside those of the plan.
-    recipe, calibration, verify, tolerance, on_failure
+    recipe, calibration, verify, tolerance, on_failure, each_shape
         As for :func:`prepare`.
     """
     job = _Job(recipe, reference, tuple(dict(row) for row in calibration), verify, tolerance, tuple(further))
     try:
         with switches.held(), torch.inference_mode(False):
-            return job.run()
+            return job.run_each_shape() if each_shape and verify else job.run()
     except RecipeError as error:
         if on_failure == "raise":
             raise
@@ -130,6 +144,7 @@ def verify_prepared(
     precision: str,
     tolerance: float | None = None,
     further: Sequence[Variation] = (),
+    questions: Iterable[Question] | None = None,
 ) -> Verification:
     """Compare a prepared model with its model on the whole plan, and have it keep to the sizes that were compared.
 
@@ -145,6 +160,8 @@ def verify_prepared(
         As for :func:`prepare`.
     further
         As for :func:`prepare_like`.
+    questions
+        As for :func:`~cpuinfer_helpers.verification.verify`.
 
     Returns
     -------
@@ -152,7 +169,12 @@ def verify_prepared(
         Its ``difference`` tells whether the prepared model may be used. The checks stand in its receipt.
     """
     found = verify_answers(
-        lambda tensors: prepared(**tensors), reference, precision=precision, tolerance=tolerance, further=further
+        lambda tensors: prepared(**tensors),
+        reference,
+        precision=precision,
+        tolerance=tolerance,
+        further=further,
+        questions=questions,
     )
     sizes = {"sizes": found.kept_to_size} if found.kept_to_size else {}
     prepared.receipt = replace(prepared.receipt.with_evidence(**sizes), checks=found.checks)
@@ -169,7 +191,8 @@ class _Job:
     calibration: tuple[dict[str, torch.Tensor], ...]
     verify: bool
     tolerance: float | None
-    further: tuple[Variation, ...]
+    further: tuple[Variation, ...] = ()
+    one_shape: bool = False
     checks: tuple[Check, ...] = ()
     seconds: float = 0.0
 
@@ -202,11 +225,35 @@ class _Job:
             precision=self.recipe.precision,
             tolerance=self.tolerance,
             further=self.further,
+            questions=self._questions(),
         )
         self.checks = found.checks
         if found.difference:
             raise RecipeError(found.difference)
         return prepared
+
+    def _questions(self) -> Iterable[Question] | None:
+        return same_shape_plan(self.reference.config, self.reference.inputs.tensors) if self.one_shape else None
+
+    def run_each_shape(self) -> PreparedModel:
+        """What the recipe makes, if that is right everywhere, else once for each shape."""
+        try:
+            single = self.run()
+        except RecipeError as error:
+            reason = str(error)
+        else:
+            reason = single.receipt.evidence.get("sizes", "")
+            if not reason:
+                return single
+            del single
+        first = self._at_shape(self.reference.inputs.tensors)
+        return PreparedEachShape(first, self.reference.eager(), self._at_shape, reason)
+
+    def _at_shape(self, tensors: dict[str, torch.Tensor]) -> PreparedModel:
+        """The same for inputs of exactly this shape."""
+        with switches.held(), torch.inference_mode(False):
+            reference = Reference(self.reference.model, BoundInputs(tensors, self.reference.inputs.constants))
+            return _Job(self.recipe, reference, self.calibration, self.verify, self.tolerance, one_shape=True).run()
 
     def fallback(self, reason: str) -> PreparedModel:
         return PreparedModel(
@@ -235,6 +282,8 @@ class _Job:
             self.reference.inputs,
             self.calibration,
             self.reference.eager,
+            self.one_shape,
+            self.verify,
         )
         return self.recipe.build(request)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +11,47 @@ import torch
 
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.artifacts import MODULE_FILE
+from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.serialised import read_module, write_module
 from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.traceable import without_loops_over_experts
 from cpuinfer_helpers.tracing import frozen_trace
+from cpuinfer_helpers.variations import with_padding
+
+_Trace = tuple[torch.jit.ScriptModule, tuple[str, ...]]
 
 
 def _build_fp32(request: Request) -> Build:
-    return build_of_trace(*frozen_trace(request.model, request.inputs), request.model, request.inputs)
+    return _build(request, _traced)
 
 
 def _build_bf16(request: Request) -> Build:
-    # Autocast's weight cache would become constants of the graph (FACTS section 3, item 6).
+    return _build(request, _traced_under_autocast)
+
+
+def _build(request: Request, trace: Callable[..., _Trace], *, padded: bool = False) -> Build:
+    model = untouched(request.model)
+    if model is not request.model:
+        without_loops_over_experts(model)
+    build = build_of_trace(*trace(request, model, padded), model, request.inputs)
+    if padded:
+        return replace(build, evidence={**build.evidence, "traced with": "padding in the example"})
+    if with_padding(request.config, request.inputs.tensors) is None:
+        return build
+    return replace(build, otherwise=lambda: _build(request, trace, padded=True))
+
+
+def _traced(request: Request, model: torch.nn.Module, padded: bool) -> _Trace:
+    return frozen_trace(model, request.inputs, padded=padded, random_is_constant=request.verified)
+
+
+def _traced_under_autocast(request: Request, model: torch.nn.Module, padded: bool) -> _Trace:
+    # Autocast's weight cache would become constants of the graph (FACTS section 3, item 6). The graph is looked at
+    # outside of autocast, as calls run it: TorchScript makes another plan for calls under autocast.
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-        traced = frozen_trace(request.model, request.inputs)
-    # Looked at outside of autocast, as calls run it: TorchScript makes another plan for calls under autocast.
-    return build_of_trace(*traced, request.model, request.inputs)
+        return _traced(request, model, padded)
 
 
 def build_of_trace(

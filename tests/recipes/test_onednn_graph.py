@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.recipes import onednn_graph
+from cpuinfer_helpers import switches
+from cpuinfer_helpers.recipes import Request, get_recipe, onednn_graph
+from cpuinfer_helpers.recipes.base import Stored
+from cpuinfer_helpers.signature import bind_inputs
 from tests.conftest import make_inputs
 from tests.isa import needs_bf16_kernels
 
@@ -204,3 +210,83 @@ def test_an_example_of_few_tokens_is_no_worse_than_a_long_one(bert, length) -> N
         with torch.no_grad():
             expected = bert(**inputs).start_logits
         torch.testing.assert_close(prepared(**inputs).start_logits, expected, atol=1e-5, rtol=0)
+
+
+@contextmanager
+def _refused(error):
+    """As if oneDNN Graph could make nothing of what is called inside."""
+    raise error
+    yield
+
+
+@pytest.mark.parametrize("error", [RuntimeError("partition compile failed"), IndexError("vector::_M_range_check")])
+def test_what_onednn_graph_cannot_compile_runs_without_it_and_says_so(bert, monkeypatch, error):
+    fusion = switches.onednn_fusion
+    monkeypatch.setattr(onednn_graph.switches, "onednn_fusion", lambda **_: _refused(error))
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12))
+    monkeypatch.setattr(onednn_graph.switches, "onednn_fusion", fusion)
+
+    assert prepared.prepared and prepared.receipt.verified
+    assert prepared.receipt.evidence["linear layers"].startswith("8 packed")
+    assert prepared.receipt.evidence["oneDNN Graph partitions"] == f"0: oneDNN Graph fails: {_text(error)}"
+    assert "prim::oneDNNFusionGroup" not in prepared.receipt.graph_nodes
+    for length in (7, 12, 7, 12, 7, 12):
+        assert _error(prepared, bert, _inputs(2, length)) < 1e-5
+
+
+def _text(error):
+    return f"{type(error).__name__}: {error}"
+
+
+def test_a_shape_that_onednn_graph_cannot_compile_runs_as_it_is(bert, monkeypatch, caplog):
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
+    error = RuntimeError("could not add op to the graph")
+    monkeypatch.setattr(onednn_graph.switches, "onednn_fusion", lambda **_: _refused(error))
+    with caplog.at_level(logging.INFO, "cpuinfer_helpers"):
+        for _ in range(5):
+            assert _error(prepared, bert, _inputs(3, 20)) < 1e-5
+    assert caplog.text.count("could not add op to the graph") == 1
+
+
+def test_inputs_that_the_model_refuses_change_no_plan(bert):
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
+    wrong = _inputs(3, 16)
+    wrong["input_ids"] = wrong["input_ids"] + 10_000
+    for _ in range(3):
+        with pytest.raises((IndexError, RuntimeError), match="index out of range"):
+            prepared(**wrong)
+    assert not prepared._answer.answer._refused
+
+
+def test_a_model_that_pools_over_padding_is_not_padded_to_buckets():
+    class Pools(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embeddings, self.linear = torch.nn.Embedding(200, 32), torch.nn.Linear(32, 16)
+
+        def forward(self, input_ids, attention_mask):
+            return self.linear(self.embeddings(input_ids)).mean(dim=1) * attention_mask[:, :1]
+
+    torch.manual_seed(0)
+    model, inputs = Pools().eval(), _inputs(2, 12)
+    del inputs["token_type_ids"]
+    prepared = cpu.prepare("onednn-graph-fp32", model, inputs, verify=False, on_failure="raise")
+    torch.testing.assert_close(prepared(**inputs), model(**inputs), atol=1e-5, rtol=0)
+
+
+def test_the_way_without_fusions_is_saved_and_loaded(bert, monkeypatch, tmp_path):
+    fusion = switches.onednn_fusion
+    refused = RuntimeError("partition compile failed")
+    monkeypatch.setattr(onednn_graph.switches, "onednn_fusion", lambda **_: _refused(refused))
+    request = Request("onednn-graph-fp32", "fp32", bert, bind_inputs(bert, _inputs(2, 12)))
+    recipe = get_recipe("onednn-graph-fp32")
+    with torch.no_grad():
+        build = recipe.build(request)
+        details = recipe.export(request, build, tmp_path)
+    monkeypatch.setattr(onednn_graph.switches, "onednn_fusion", fusion)
+    restored = recipe.restore(Stored(request.inputs, ("start_logits", "end_logits"), details), tmp_path)
+
+    assert details["fused"] is False and not restored.answer.answer.way.fused
+    with torch.no_grad():
+        expected = bert(**_inputs(2, 12)).start_logits
+        torch.testing.assert_close(restored.answer(_inputs(2, 12))["start_logits"], expected, atol=1e-5, rtol=0)

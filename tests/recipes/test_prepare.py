@@ -19,7 +19,7 @@ from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.recipes import Build, Recipe, Request, base, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes import registry as registry_module
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, shared_copy, with_attention
-from tests.conftest import make_bert, make_inputs
+from tests.conftest import MaskDroppedWhenFull, make_bert, make_inputs
 
 OWN = ("eager-fp32", "eager-bf16", "torchscript-fp32", "torchscript-bf16")
 # FP32: another order of the same operations. BF16 keeps 8 bits, and this model's answers are below one.
@@ -597,3 +597,46 @@ def test_a_recipe_that_changes_the_users_model_is_an_error(new_bert, bert_inputs
 def test_a_need_that_cannot_be_read_is_an_error():
     with pytest.raises(cpu.InputError, match="~=1"):
         cpu.Recipe("odd-fp32", "", lambda request: None, needs=("package~=1",)).why_not  # noqa: B018
+
+
+# Other ways
+
+
+def in_ways(*changes: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Recipe, list[int]]:
+    """A recipe with a way for each change of the answers, and the numbers of those that were built."""
+    built: list[int] = []
+
+    def way(request: Request, number: int) -> Build:
+        built.append(number)
+
+        def answer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: changes[number](tensor) for name, tensor in logits(request.model, tensors).items()}
+
+        more = number + 1 < len(changes)
+        otherwise = (lambda: way(request, number + 1)) if more else None
+        return Build(answer, runs=f"way {number}", otherwise=otherwise)
+
+    return Recipe("ways-fp32", "for a test", lambda request: way(request, 0)), built
+
+
+def test_another_way_is_taken_where_the_answers_differ(bert, bert_inputs) -> None:
+    recipe, built = in_ways(lambda tensor: tensor + 1, lambda tensor: tensor, lambda tensor: tensor)
+    prepared = prepare(recipe, bert, bert_inputs)
+    assert prepared.receipt.runs == "way 1" and built == [0, 1] and prepared.receipt.verified
+
+
+def test_without_a_right_way_the_first_one_says_why(bert, bert_inputs) -> None:
+    recipe, built = in_ways(lambda tensor: tensor + 1, lambda tensor: tensor + 2)
+    prepared = prepare(recipe, bert, bert_inputs)
+    assert not prepared.prepared and built == [0, 1]
+    assert "largest error 1.0e+00" in prepared.reason
+
+
+@pytest.mark.parametrize("name", ["torchscript-fp32", "onednn-graph-fp32"])
+def test_padding_in_the_trace_is_tried_where_the_model_looks_for_it(name: str) -> None:
+    model = MaskDroppedWhenFull().eval()
+    inputs = {key: tensor for key, tensor in make_inputs().items() if key != "token_type_ids"}
+    prepared = prepare(name, model, inputs)
+    assert prepared.prepared and prepared.receipt.evidence["traced with"] == "padding in the example"
+    other = {key: tensor for key, tensor in make_inputs(3, 9, padding=4).items() if key != "token_type_ids"}
+    torch.testing.assert_close(prepared(**other), model(**other))

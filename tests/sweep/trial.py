@@ -63,7 +63,8 @@ def _prepare(subject: Subject, recipe: str) -> tuple[Any, str | None, dict[str, 
         prepared = cpu.trace_model(subject.model, example, each_shape=True)
         how = str(prepared.receipt.evidence.get("no single trace", ""))
     else:
-        prepared, how = cpu.prepare(recipe, subject.model, example), ""
+        prepared = cpu.prepare(recipe, subject.model, example, each_shape=True)
+        how = str(prepared.receipt.evidence.get("not once for all", ""))
     return prepared, prepared.reason, {"how": how, "verified": prepared.receipt.verified}
 
 

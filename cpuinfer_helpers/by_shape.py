@@ -1,0 +1,163 @@
+"""One trace, or whatever a recipe makes, for each shape of the inputs: made once, kept for a while, or refused."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers import switches
+from cpuinfer_helpers.errors import InputError, RecipeError, TraceError, first_line
+from cpuinfer_helpers.receipts import Receipt
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+# What is kept; that which was not called for longest goes first. With lengths padded to multiples of 32 and full
+# batches, texts of up to 512 tokens have 16 shapes.
+SHAPES_KEPT = 16
+# What is made, right or not. PyTorch keeps some memory of each trace for as long as the process lives: 2.5 to 10 MiB
+# were seen, so at most 640 MiB.
+TRACES_MADE = 64
+
+Shape = tuple[torch.Size, ...]
+Answer = Callable[[Mapping[str, torch.Tensor]], Any]
+
+
+class EachShape:
+    """Part of a drop-in that has something of its own for each shape of its inputs.
+
+    Its class says how it is made (:meth:`_made_for`), how the eager model answers (:meth:`_run_eager`), and what the
+    receipt tells of it (:meth:`_note`).
+    """
+
+    receipt: Receipt
+    _names: Any
+    _model: Any
+
+    def _start(self, made: Mapping[Shape, tuple[Answer, Any]]) -> None:
+        """Set up with what has been made before."""
+        self._traces: OrderedDict[Shape, tuple[Answer, Any]] = OrderedDict(made)
+        self._eager: dict[Shape, str] = {}
+        # Held for a moment, never while a trace is made: calls of shapes that are known do not wait for a new one.
+        self._guard = threading.RLock()
+        self._made = len(self._traces)
+        self._note()
+
+    def _made_for(self, inputs: dict[str, torch.Tensor]) -> tuple[Answer, Any]:
+        """Make what answers for the shape of these inputs; TraceError or RecipeError where it is not right."""
+        raise NotImplementedError
+
+    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        raise NotImplementedError
+
+    def _note(self) -> None:
+        """Write into the receipt what there is."""
+        raise NotImplementedError
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The shapes that there is something for, by the first input: ``2 x 24``; the one called last comes last."""
+        with self._guard:
+            return tuple(text_of_shape(shape) for shape in self._traces)
+
+    @property
+    def eager_shapes(self) -> Mapping[str, str]:
+        """The shapes that the eager model answers, each with the reason."""
+        with self._guard:
+            return {text_of_shape(shape): reason for shape, reason in self._eager.items()}
+
+    def _answer_at(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """Answer by what is there for this shape, made now if need be; else by the eager model."""
+        shape = tuple(inputs[name].shape for name in self._names)
+        found = self._known(shape) or self._new_once(shape, inputs)
+        if found is None:
+            return self._run_eager(inputs)
+        try:
+            with torch.no_grad():
+                return found[0](inputs)
+        except Exception as error:  # of TorchScript, or of what backends put into the graph
+            if self._model is None:
+                text = text_of_shape(shape)
+                raise TraceError(f"the trace for {text} fails on these inputs: {first_line(error)}") from error
+            # Where the model fails as well, with its own error, the inputs are to blame and not the trace.
+            answer = self._run_eager(inputs)
+            self._refuse(shape, f"its trace fails on other inputs: {first_line(error)}")
+            return answer
+
+    def _known(self, shape: Shape) -> tuple[Answer, Any] | None:
+        with self._guard:
+            found = self._traces.get(shape)
+            if found is not None:
+                self._traces.move_to_end(shape)
+            return found
+
+    def _new_once(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Answer, Any] | None:
+        """What a shape has that had nothing a moment ago, made once however many threads ask for it."""
+        if shape in self._eager:
+            return None
+        # The lock under which traces are made anyway: a second one could be waited for in the other order.
+        with switches.held():
+            found = self._known(shape)
+            if found is not None or shape in self._eager:
+                return found
+            return self._new(shape, inputs)
+
+    def _new(self, shape: Shape, inputs: dict[str, torch.Tensor]) -> tuple[Answer, Any] | None:
+        """Make and keep what a new shape needs; None if nothing is right there, or enough was made."""
+        if self._model is None:
+            raise InputError(
+                f"there is no trace for {text_of_shape(shape)}, only for {', '.join(self.shapes)}, and no eager model "
+                "to make one of: pad to one of these shapes, or trace the model anew, call it with the shapes it will "
+                "see, and save it again"
+            )
+        if self._made >= TRACES_MADE:
+            self._note_end()
+            return None
+        self._made += 1
+        try:
+            new = self._made_for({name: inputs[name].detach().clone() for name in self._names})
+        except (TraceError, RecipeError) as error:
+            self._refuse(shape, str(error))
+            return None
+        with self._guard:
+            self._traces[shape] = new
+            while len(self._traces) > SHAPES_KEPT:
+                self._traces.popitem(last=False)
+            self._note()
+        return new
+
+    def _refuse(self, shape: Shape, reason: str) -> None:
+        name, text = self.receipt.requested["model"], text_of_shape(shape)
+        logger.warning("%s: the eager model answers for %s: %s", name, text, reason)
+        with self._guard:
+            self._traces.pop(shape, None)
+            self._eager[shape] = reason
+            self._note()
+
+    def _note_end(self) -> None:
+        """Say, once, that nothing more is made."""
+        if "no more traces" in self.receipt.evidence:
+            return
+        why = f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
+        logger.warning("%s: the eager model answers for new shapes: %s", self.receipt.requested["model"], why)
+        self.receipt = replace(self.receipt, evidence={**self.receipt.evidence, "no more traces": why})
+
+    def _shapes_evidence(self) -> dict[str, str]:
+        """How many shapes there are, for the receipt."""
+        evidence = {
+            "shapes": f"{len(self._traces)} of at most {SHAPES_KEPT}: {', '.join(self.shapes)}",
+            "traces made": f"{self._made} of at most {TRACES_MADE}, of which PyTorch keeps 2.5 to 10 MiB each",
+        }
+        if self._eager:
+            evidence["eager model answers for"] = ", ".join(map(text_of_shape, self._eager))
+        return evidence
+
+
+def text_of_shape(shape: Shape) -> str:
+    """``2 x 24``, the shape of the first input."""
+    return " x ".join(map(str, shape[0]))

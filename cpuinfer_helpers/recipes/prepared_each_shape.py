@@ -1,0 +1,97 @@
+"""A recipe carried out for each shape, where what it makes once does not give the answers at every shape."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.by_shape import Answer, EachShape, Shape
+from cpuinfer_helpers.copies import EagerModel
+from cpuinfer_helpers.recipes.prepared import PreparedModel
+from cpuinfer_helpers.signature import all_tensors
+
+HOW = "by the recipe, once for each shape"
+
+
+class PreparedEachShape(EachShape, PreparedModel):
+    """A model prepared by a recipe for each shape of its inputs; made by ``prepare(..., each_shape=True)``.
+
+    A call with a new shape prepares the model for it, compares the answers with the eager model's on inputs of that
+    very shape, and only then answers. Where nothing is right, the eager model answers such calls, with a WARNING.
+
+    What was prepared for the 16 shapes that were called last is kept, each with weights of its own. No more than 64 are
+    made; after that the eager model answers new shapes, which the receipt and a WARNING say. Pad to a few lengths, such
+    as multiples of 32, and that does not happen.
+    """
+
+    _shared = (*PreparedModel._shared, "_make", "_traces", "_model")
+    _derived = (*PreparedModel._derived, "_guard")
+
+    def __init__(
+        self,
+        first: PreparedModel,
+        model: EagerModel,
+        make: Callable[[dict[str, torch.Tensor]], PreparedModel],
+        reason: str,
+    ) -> None:
+        super().__init__(
+            recipe=first.recipe,
+            model=model,
+            inputs=first.inputs,
+            spec=first.spec,
+            dtypes=first.dtypes,
+            receipt=first.receipt.with_evidence(**{"not once for all": reason}),
+            build=first.build,
+            config=first.config,
+        )
+        self._make = make
+        shape: Shape = tuple(tensor.shape for tensor in first.inputs.tensors.values())
+        self._start({shape: (_answer_of(first), first)})
+
+    def _derive(self) -> None:
+        super()._derive()
+        self._guard = threading.RLock()
+
+    def _state(self) -> dict[str, Any]:
+        with self._guard:
+            return super()._state() | {"_traces": self._traces.copy(), "_eager": dict(self._eager)}
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Answer by what was prepared for this shape; see :class:`PreparedModel` for the rest.
+
+        Raises
+        ------
+        InputError
+            If an input is missing or unknown, or is a constant with another value.
+        """
+        self._refuse_fork()
+        if inputs.keys() != self._names or not all_tensors(inputs):
+            inputs = self._inputs.only_tensors(inputs)
+        return self._answer_at(inputs)
+
+    def _made_for(self, inputs: dict[str, torch.Tensor]) -> tuple[Answer, PreparedModel]:
+        prepared = self._make(inputs)
+        return _answer_of(prepared), prepared
+
+    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        with torch.no_grad():
+            return self._model(**inputs, **self._inputs.constants)
+
+    def _note(self) -> None:
+        made = [prepared for _, prepared in self._traces.values()]
+        evidence = {**self.receipt.evidence, "prepared": HOW, **self._shapes_evidence()}
+        checks = tuple(check for prepared in made for check in prepared.receipt.checks) or self.receipt.checks
+        self.receipt = replace(self.receipt, evidence=evidence, checks=checks)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.recipe}: {HOW}, {len(self._traces)} so far ({', '.join(self.shapes)}), each verified at its shape"
+        )
+
+
+def _answer_of(prepared: PreparedModel) -> Answer:
+    return lambda inputs: prepared(**inputs)
