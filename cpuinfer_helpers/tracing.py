@@ -141,8 +141,19 @@ def frozen_trace(
         experts, own = number_of_experts(model), own_code_of(model)
         with traceable_operators(random_is_constant=random_is_constant, experts=experts, own_code=own):
             module = torch.jit.trace(adapter, example_kwarg_inputs=tensors, check_trace=False, strict=False)
-        module = torch.jit.freeze(module)
+        module = frozen(module)
     return module, tuple(dict.fromkeys(recorded))
+
+
+def frozen(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Freeze a traced module so that an error in one of its calls is an exception.
+
+    Freezing alone inlines the functions of a clone and frees them, while the graph's nodes still point to them as their
+    call stack: to tell where a call has failed, TorchScript reads freed memory, and the process may end (RWKV called
+    with a shorter text, torch 2.8). Here the functions that are inlined are the trace's own, which stay.
+    """
+    torch._C._jit_pass_inline(module.graph)
+    return torch.jit.freeze(module)
 
 
 @dataclass
@@ -287,7 +298,7 @@ class _Job:
                 with traceable_operators(random_is_constant=self.verify, experts=experts, own_code=own):
                     module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
                 if self.freeze:
-                    module = torch.jit.freeze(module)
+                    module = frozen(module)
         except TraceError:
             raise
         except Exception as error:  # tracing runs the model's own Python, which may raise anything

@@ -30,6 +30,8 @@ _MANY_ROWS = 33
 _MOST_TOKENS_OF_MANY_ROWS = 1024
 _REDRAWN = (1, 2, 3)
 _ROWS_CHANGED = 2
+# Of shorter sequences the other paddings leave few tokens already.
+_LEAST_MOSTLY_PADDED = 12
 # Inputs of more kinds than this are not taken apart pair by pair.
 _MOST_SLOTS = 12
 
@@ -271,6 +273,11 @@ class _Group:
         if sizes:
             made = (self._resized("far longer" + self.label, size, 1) for size in sizes)
             yield Question(tuple(made), optional=self.label != "")
+        if sizes and self.shapes.has_mask and self.size == self.shapes.length:
+            padded = (
+                self.shapes.padded("far longer, mostly padding", 1, size, counts=[max(2, size // 4)]) for size in sizes
+            )
+            yield Question(tuple(padded), optional=True)
 
     def alone(self) -> Iterator[Question]:
         """Each input, each dimension and each pair of inputs by itself, where the model can take that."""
@@ -564,6 +571,9 @@ class _Shapes:
         yield _one(self.padded("padding", 3, length))
         yield _one(self.padded("padded tokens changed", 3, length, other_tokens=True))
         yield _one(self.padded("padding on the left", 3, length, left=True))
+        if self.length >= _LEAST_MOSTLY_PADDED:
+            # Attention to near tokens only has nothing to attend to in the midst of much padding.
+            yield _one(self.padded("mostly padding", self.batch, self.length, counts=self.counts(2)))
 
     def padded(
         self,

@@ -11,6 +11,8 @@ import torch
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 # Of a column's values, how large those are that set its tolerance: an outlier must not widen it.
 _QUANTILE = 0.9
+# So many rows tell what a column usually holds; of fewer, it is what all columns hold.
+_ROWS = 8
 # A column that happens to be small is allowed the rounding of a tenth of what the columns usually hold.
 _FLOOR = 0.1
 # Values from here on that occur more than once, and are this many times what else there is or so large a share of it,
@@ -54,10 +56,12 @@ def _exact(wanted: torch.Tensor) -> torch.Tensor:
 
 def _usual(sizes: torch.Tensor) -> torch.Tensor:
     """What each column usually holds, not counting what is not a number."""
-    columns = sizes.reshape(-1, sizes.shape[-1] if sizes.dim() > 1 else 1)
+    if sizes.dim() < 2 or sizes.numel() < _ROWS * sizes.shape[-1]:
+        return sizes.flatten().nanquantile(_QUANTILE, interpolation="lower").nan_to_num(0.0).expand_as(sizes)
+    columns = sizes.reshape(-1, sizes.shape[-1])
     usual = columns.nanquantile(_QUANTILE, dim=0, interpolation="lower").nan_to_num(0.0)
     usual = usual.clamp(min=_FLOOR * usual.median().item())
-    return usual if sizes.dim() > 1 else usual.expand_as(sizes)
+    return usual
 
 
 def flat(output: Any, path: str = "") -> dict[str, torch.Tensor]:
