@@ -366,7 +366,7 @@ def native_stderr_logged() -> Iterator[None]:
     """
     lines: list[str] = []
     try:
-        with switches.descriptor_collected(2, flush=lambda: sys.stderr.flush()) as lines:
+        with switches.descriptor_collected(2, flush=lambda: switches.flush_stream(sys.stderr)) as lines:
             yield
     finally:
         for line in lines:
