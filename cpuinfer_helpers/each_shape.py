@@ -18,7 +18,7 @@ from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.signature import BoundInputs, all_tensors
+from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.traced_model import TracedModel, run_probe, schema
 
 HOW = "one trace for each shape"
@@ -107,7 +107,7 @@ class TracedEachShape(EachShape, TracedModel):
             As for :class:`TracedModel`; and for a shape that was never traced, where there is no eager model.
         """
         self._refuse_fork()
-        if inputs.keys() != self._names or not all_tensors(inputs):
+        if not self._inputs.fit(inputs):
             inputs = self._inputs.only_tensors(inputs)
         return self._answer_at(inputs)
 
@@ -163,8 +163,12 @@ class TracedEachShape(EachShape, TracedModel):
         return self._answer_of(trace), trace
 
     def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        with torch.no_grad():
-            return untouched(self._model)(**{**self._inputs.constants, **inputs})
+        try:
+            with torch.no_grad():
+                return untouched(self._model)(**{**self._inputs.constants, **inputs})
+        except Exception as error:  # of the model
+            self._inputs.blame(inputs, error)
+            raise
 
     def _answer_of(self, trace: ShapeTrace) -> Answer:
         module, build, names = trace.module, builder(trace.spec), tuple(self._names)

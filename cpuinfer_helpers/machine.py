@@ -245,10 +245,8 @@ def check_threads(count: object) -> int:
         If it is not a whole number from 1 to :func:`most_threads`.
     """
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most_threads():
-        raise InputError(
-            f"threads: {count!r} is not a number of threads; give a whole number of at least 1, and at most "
-            f"{most_threads()} here"
-        )
+        most = most_threads()
+        raise InputError(f"threads is {count!r:.40}; give a whole number of at least 1, and at most {most} here")
     return count
 
 
@@ -366,7 +364,7 @@ def native_stderr_logged() -> Iterator[None]:
     """
     lines: list[str] = []
     try:
-        with switches.descriptor_collected(2, flush=lambda: sys.stderr.flush()) as lines:
+        with switches.descriptor_collected(2, flush=lambda: switches.flush_stream(sys.stderr)) as lines:
             yield
     finally:
         for line in lines:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -69,6 +71,59 @@ _FIXED: dict[str, str] = {
 }
 
 
+def check_types(options: Mapping[str, Any], *kinds: type) -> None:
+    """Refuse options of a file that are of another type than their dataclass says, before anything is made of them.
+
+    From the command line everything comes as text. What a file has, transformers' own checks take as it is: a number in
+    place of a file's name, for one, is a file descriptor that they read from and close.
+
+    Parameters
+    ----------
+    options
+        Values by name, as JSON has them.
+    *kinds
+        The dataclasses that are to be made of them. Names that none of them has are left to whoever makes them.
+
+    Raises
+    ------
+    InputError
+        The message names the option and its value.
+    """
+    for kind in kinds:
+        hints = typing.get_type_hints(kind)
+        for option in dataclasses.fields(kind):
+            if option.name not in options:
+                continue
+            value, choices = options[option.name], option.metadata.get("choices")
+            if not _fits(value, hints[option.name]):
+                _refuse_type(option.name, value)
+            if choices and value not in choices:
+                raise InputError(f"--{option.name} is {str(value)[:40]!r}; choose from {', '.join(map(str, choices))}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON's value is of the type; what is to be read from a text, such as a choice, may be a text."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float))
+    wanted = origin or hint
+    if wanted in (int, str, list, dict, type(None)):
+        return isinstance(value, wanted) and (wanted is not list or all(isinstance(one, str) for one in value))
+    return isinstance(value, str)
+
+
+def _refuse_type(option: str, value: Any) -> None:
+    raise InputError(f"--{option} is {str(value)[:40]!r}, a {type(value).__name__}, which it does not take")
+
+
 def check_options(*groups: Any) -> None:
     """Refuse values with which an evaluation would fail, leave something out, or do what nobody means.
 
@@ -106,11 +161,11 @@ def _check_range(name: str, value: Any) -> None:
 
 
 def _check_type(option: str, value: Any, wanted: Any) -> None:
-    """A file of options may have anything."""
+    """Whoever makes the dataclass may give it anything."""
     if not isinstance(value, (str, bool, int, float, type(None))) or (
         wanted in (str, str | None, bool, bool | None) and not isinstance(value, wanted)
     ):
-        raise InputError(f"--{option} is {str(value)[:40]!r}, a {type(value).__name__}, which it does not take")
+        _refuse_type(option, value)
 
 
 def _is_default(value: Any, default: Any) -> bool:

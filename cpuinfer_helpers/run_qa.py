@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cpuinfer_helpers.artifacts import write_text
 from cpuinfer_helpers.command_line import exit_code
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import CpuInferError, DataError, InputError, first_line
-from cpuinfer_helpers.qa_options import check_options
+from cpuinfer_helpers.qa_options import check_options, check_types
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.signature import argument_names
 from cpuinfer_helpers.tasks import question_answering as qa
@@ -265,6 +266,14 @@ class _Parser(transformers.HfArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+_KINDS = (ModelArguments, DataArguments, JitTrainingArguments)
+
+
+@cache
+def _parser() -> _Parser:
+    return _Parser(_KINDS, prog="python -m cpuinfer_helpers.run_qa")
+
+
 def parse_options(words: list[str]) -> tuple[ModelArguments, DataArguments, JitTrainingArguments]:
     """Options from the command line's words, or from the JSON file that they name.
 
@@ -273,12 +282,13 @@ def parse_options(words: list[str]) -> tuple[ModelArguments, DataArguments, JitT
     InputError
         If an option is unknown, missing, or has a value that cannot be used.
     """
-    parser = _Parser((ModelArguments, DataArguments, JitTrainingArguments), prog="python -m cpuinfer_helpers.run_qa")
+    parser = _parser()
     try:
         if len(words) == 1 and words[0].endswith(".json"):
             options = read_json(words[0])
             if not isinstance(options, dict):
                 raise InputError(f"{words[0]} holds a {type(options).__name__}; give an object of options by name")
+            check_types(options, *_KINDS)
             return parser.parse_dict(options)
         *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     except CpuInferError:
@@ -354,8 +364,7 @@ def _load(model_args: ModelArguments) -> tuple[torch.nn.Module, Any]:
         raise InputError(f"--model_name_or_path {path} has no fast tokenizer, which the mapping back to text needs")
     if tokenizer.pad_token_id is None:
         raise InputError(f"--model_name_or_path {path} has a tokenizer without a padding token, which batches need")
-    # Logits are read from the first column on, and absolute positions begin there: padding has to come last.
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.truncation_side = "right"
     if "attention_mask" in argument_names(model) and "attention_mask" not in tokenizer.model_input_names:
         # Without it padding would be read as text.
         tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]

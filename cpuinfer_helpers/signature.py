@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.errors import InputError, first_line
 
 _CONSTANT_TYPES = (bool, int, float, str)
 
@@ -30,13 +30,41 @@ class BoundInputs:
     tensors: dict[str, torch.Tensor]
     constants: dict[str, Any]
 
+    def fit(self, given: Mapping[str, Any]) -> bool:
+        """Whether a call has exactly the example's tensors, in its dtypes: then nothing has to be looked at closer."""
+        return given.keys() == self.tensors.keys() and all(
+            isinstance(value, torch.Tensor) and value.dtype is self.tensors[name].dtype and value.numel()
+            for name, value in given.items()
+        )
+
+    def blame(self, given: Mapping[str, torch.Tensor], error: Exception) -> None:
+        """Raise of a call that failed what is to blame for it, if an input has another dtype or number of dimensions.
+
+        Raises
+        ------
+        InputError
+            That names the input. Such are not refused at once: the eager model takes most of them.
+        """
+        for name, tensor in given.items():
+            if tensor.dim() != self.tensors[name].dim():
+                raise InputError(
+                    f"{name} has {tensor.dim()} dimensions, and had {self.tensors[name].dim()} in the example, with "
+                    f"which it fails: {first_line(error)}"
+                ) from error
+            if tensor.dtype != self.tensors[name].dtype:
+                raise InputError(f"{self._dtypes(name, tensor)}, with which it fails: {first_line(error)}") from error
+
+    def _dtypes(self, name: str, tensor: torch.Tensor) -> str:
+        dtypes = [str(one.dtype).removeprefix("torch.") for one in (tensor, self.tensors[name])]
+        return f"{name} is of {dtypes[0]}, and was of {dtypes[1]} in the example"
+
     def only_tensors(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors of a call, without entries that are None and constants of the same value.
 
         Raises
         ------
         InputError
-            If a tensor is missing, is unknown, or a constant has another value.
+            If a tensor is missing, is unknown or of another kind of numbers, or a constant has another value.
         """
         tensors = {name: value for name, value in given.items() if value is not None and name not in self.constants}
         for name, value in self.constants.items():
@@ -55,12 +83,17 @@ class BoundInputs:
                 f"{unknown[0]!r} was not among the inputs when this was traced ({', '.join(self.tensors)}); "
                 "leave it out, or trace again with it"
             )
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(f"{name} is a {type(tensor).__name__}, and was a tensor in the example")
+            # Some backends would cut off what stands behind the point, without a word.
+            if _kind(tensor) != _kind(self.tensors[name]):
+                raise InputError(f"{self._dtypes(name, tensor)}: these mean different things; give what it was")
         return tensors
 
 
-def all_tensors(inputs: Mapping[str, Any]) -> bool:
-    """Whether there is nothing that has to be looked at closer."""
-    return all(isinstance(value, torch.Tensor) and value.numel() for value in inputs.values())
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -145,6 +178,51 @@ def bind_inputs(model: torch.nn.Module, example_inputs: object) -> BoundInputs:
     _check_names(model, given)
     _check_batches(tensors)
     return BoundInputs({name: tensor.detach().clone() for name, tensor in tensors.items()}, constants)
+
+
+def given_rows(argument: str, rows: object) -> tuple[Mapping[str, Any], ...]:
+    """Several groups of inputs, as calibration takes them.
+
+    Parameters
+    ----------
+    argument
+        What the caller calls them, for the message.
+    rows
+        An iterable of mappings from input names to tensors.
+
+    Raises
+    ------
+    InputError
+        If it is something else, or holds something else.
+    """
+    if isinstance(rows, (Mapping, str, bytes, torch.Tensor)) or not isinstance(rows, Iterable):
+        raise InputError(
+            f"{argument} is a {type(rows).__name__}; give a list of mappings from argument names to tensors"
+        )
+    given = tuple(rows)
+    for number, row in enumerate(given):
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"{argument}[{number}] is a {type(row).__name__}; give a mapping from argument names to tensors"
+            )
+    return given
+
+
+def calibration_rows(calibration: object, inputs: BoundInputs) -> tuple[dict[str, torch.Tensor], ...]:
+    """Calibration inputs: of each the tensors that the example has.
+
+    Raises
+    ------
+    InputError
+        If they are no mappings, or a row would be refused by a call; the message tells which.
+    """
+    tensors = []
+    for number, row in enumerate(given_rows("calibration", calibration)):
+        try:
+            tensors.append(inputs.only_tensors(row))
+        except InputError as error:
+            raise InputError(f"calibration[{number}]: {error}") from error
+    return tuple(tensors)
 
 
 def argument_names(model: torch.nn.Module) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ process that was forked while another thread held it, it is free.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -19,10 +20,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, BinaryIO, TextIO
 
 import torch
+
+logger = logging.getLogger("cpuinfer_helpers")
 
 _lock = threading.RLock()
 _compiled = threading.RLock()
@@ -228,7 +231,8 @@ def warnings_ignored(message: str = "", category: type[Warning] = Warning) -> It
 def descriptor_collected(number: int, *, flush: Callable[[], Any] = lambda: None) -> Iterator[list[str]]:
     """Collect what is written to a file descriptor of the process; the list is filled at the end of the block.
 
-    What other threads write through ``sys.stderr`` meanwhile goes where it always goes.
+    What other threads write through ``sys.stderr`` meanwhile goes where it always goes. Where nothing can be collected,
+    because the descriptor is closed or there is no place for it, the list stays empty and the block runs all the same.
 
     Parameters
     ----------
@@ -238,9 +242,15 @@ def descriptor_collected(number: int, *, flush: Callable[[], Any] = lambda: None
         Called before the descriptor is replaced and before it is put back.
     """
     lines: list[str] = []
-    with _lock, tempfile.TemporaryFile() as caught:
+    with _lock, ExitStack() as stack:
         flush()
-        kept = os.dup(number)
+        try:
+            caught = stack.enter_context(_memory_file())
+            kept = os.dup(number)
+        except OSError as error:
+            logger.debug("what is written to descriptor %s is not collected: %s", number, error)
+            yield lines
+            return
         with _elsewhere_to(kept, number):
             os.dup2(caught.fileno(), number)
             try:
@@ -251,6 +261,21 @@ def descriptor_collected(number: int, *, flush: Callable[[], Any] = lambda: None
                 os.close(kept)
                 caught.seek(0)
                 lines += caught.read().decode(errors="replace").splitlines()
+
+
+def flush_stream(stream: Any) -> None:
+    """Have a standard stream written out, if there is one and it takes anything: it may be closed, or nobody reads."""
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _memory_file() -> BinaryIO:
+    """A file in memory, which needs no folder, where the system has such; else a temporary one."""
+    if hasattr(os, "memfd_create"):
+        with suppress(OSError):  # some containers forbid it
+            return open(os.memfd_create("cpuinfer"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 @contextmanager

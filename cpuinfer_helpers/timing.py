@@ -18,6 +18,7 @@ from cpuinfer_helpers import switches
 from cpuinfer_helpers.display import Displayed, Table, bar_chart, format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine import MachineReport, machine_report
+from cpuinfer_helpers.signature import bind_inputs
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -374,10 +375,18 @@ def count_flops(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
     -------
     int
         As PyTorch's own ``torch.utils.flop_counter`` counts them; attention included.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used; the message names it.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    # A prepared model checks its inputs itself.
+    if isinstance(model, torch.nn.Module):
+        bind_inputs(model, inputs)
     # The counter does not know the CPU's fused attention kernel; the MATH backend runs the products it knows.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**inputs)
@@ -601,7 +610,15 @@ def _is_faster(recent: Sequence[float], earlier: Sequence[float]) -> bool:
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """Wall-clock seconds of a single call."""
+    """Wall-clock seconds of a single call.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called.
+    """
+    if not callable(function):
+        raise InputError(f"seconds_of: the argument is a {type(function).__name__}, not a function; use a lambda")
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -643,6 +660,8 @@ def _log_binomial_half(count: int, successes: int) -> float:
 
 
 def _check_request(functions: Mapping[str, object], budget_s: float, relative_width: float, max_calls: int) -> None:
+    if not isinstance(functions, Mapping):
+        raise InputError(f"measure: {type(functions).__name__} is no mapping; give functions by name")
     if not functions:
         raise InputError("measure: there is nothing to measure; give at least one function")
     for name, function in functions.items():
@@ -655,7 +674,7 @@ def _check_request(functions: Mapping[str, object], budget_s: float, relative_wi
         "relative_width": relative_width,
         "max_calls": max_calls,
     }.items():
-        if not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise InputError(f"measure: {what} is {value!r}; give a positive number")
     # Fewer calls would carry a 95% interval that they do not have.
     if not isinstance(max_calls, int) or max_calls < _MIN_CALLS:

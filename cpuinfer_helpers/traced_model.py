@@ -23,7 +23,7 @@ from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.reference import run_seeded
 from cpuinfer_helpers.restoring import check_fields
 from cpuinfer_helpers.serialised import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.signature import BoundInputs, all_tensors
+from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.sizes import ANY_SIZE, Sizes, read_sizes
 from cpuinfer_helpers.verification import CALLS_PER_CHECK
 
@@ -145,20 +145,28 @@ class TracedModel(Displayed, Carried):
         Raises
         ------
         InputError
-            If an input is missing, is not one of the trace's, or is a constant with another value than the traced one;
-            or has a size beyond those at which the trace was compared with the model.
+            If an input is missing, is not one of the example's, is no tensor, is of a dtype with which it fails, or is
+            a constant with another value than in the example; or has a size beyond those at which it was compared
+            with the model. The eager model in its place takes any size.
         """
         self._refuse_fork()
-        if self.module is None:
-            with torch.no_grad():
-                return self._model(**{**self._inputs.constants, **inputs})
-        if inputs.keys() != self._names or not all_tensors(inputs):
+        if not self._inputs.fit(inputs):
             inputs = self._inputs.only_tensors(inputs)
-        self.sizes.refuse_others(inputs)
-        with torch.no_grad():
-            if self._positional:
-                return self._build(self.module(*(inputs[name] for name in self._names)))
-            return self._build(self.module(**inputs))
+        if self.module is not None:
+            self.sizes.refuse_others(inputs)
+        try:
+            with torch.no_grad():
+                return self._run(inputs)
+        except Exception as error:  # of TorchScript, or of the model
+            self._inputs.blame(inputs, error)
+            raise
+
+    def _run(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        if self.module is None:
+            return self._model(**inputs, **self._inputs.constants)
+        if self._positional:
+            return self._build(self.module(*(inputs[name] for name in self._names)))
+        return self._build(self.module(**inputs))
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trace, its manifest and a probe to a folder, whole or not at all.

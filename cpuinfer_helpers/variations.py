@@ -592,7 +592,7 @@ class _Shapes:
         keep = torch.zeros(rows, *inner, length, dtype=torch.bool)
         for row in range(rows):
             valid_count = length if row == 0 else max(2, length // (2 * row))
-            valid_count = counts[row] if counts else valid_count
+            valid_count = counts[row % len(counts)] if counts else valid_count
             columns = slice(length - valid_count, None) if left else slice(0, valid_count)
             keep[row, ..., columns] = True
         inputs["attention_mask"] = keep.to(mask.dtype)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ def make_inputs(batch: int = 2, length: int = 12, *, padding: int = 0, seed: int
     segments = torch.zeros_like(ids)
     segments[:, length // 2 :] = 1
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+@contextmanager
+def no_temporary_folder() -> Iterator[None]:
+    """As on a system where no temporary file can be made; not for a whole test, as pytest makes some at its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/no such folder"])
+        yield
 
 
 def seen_in_child(*words: str, **environment: str) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import cpp
+from cpuinfer_helpers.machine import most_threads
 
 needs_compiler = pytest.mark.skipif(cpp.find_compiler() is None, reason="no C++ compiler is installed")
 
@@ -44,6 +46,32 @@ def test_its_errors_are_told(program, bert, bert_inputs, tmp_path):
         cpp.run(program, tmp_path / "nothing.pt", bert_inputs)
     with pytest.raises(cpu.InputError, match="float32"):
         cpp.run(program, tmp_path / "nothing.pt", {"input_ids": torch.rand(1, 2)})
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", ["0", "-1", "1000000000000", "9" * 30, "two", "", "1e3", "2 ", "nan"])
+@pytest.mark.parametrize("place", ["CALLS", "THREADS"])
+def test_the_program_refuses_nonsense_numbers_in_one_line(program, number, place, tmp_path):
+    words = {"CALLS": "1", "THREADS": "1", place: number}
+    command = [str(program), str(tmp_path / "no module"), str(tmp_path / "no inputs"), *words.values()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"run_traced: {place} is '{number}'; give a whole number")
+    assert done.stderr.count("\n") == 1
+
+
+@needs_compiler
+def test_the_program_takes_as_many_threads_as_python(program, tmp_path):
+    """It gets as far as the module, which is not there: the number of threads was taken."""
+    for threads, code in ((most_threads(), 1), (most_threads() + 1, 2)):
+        command = [str(program), str(tmp_path / "no module"), str(tmp_path / "no inputs"), "1", str(threads)]
+        assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == code
+
+
+@pytest.mark.parametrize("given", [{"threads": 10**9}, {"threads": 0}, {"threads": 1.5}, {"calls": 0}, {"calls": None}])
+def test_nonsense_numbers_are_refused_before_it_is_started(given, tmp_path, bert_inputs):
+    with pytest.raises(cpu.InputError, match=rf"{next(iter(given))} is .*; give a whole number of at least 1"):
+        cpp.run(tmp_path / "no program", tmp_path / "no module", bert_inputs, **given)
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch, tmp_path):

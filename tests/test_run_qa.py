@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,7 +23,7 @@ from cpuinfer_helpers import run_qa
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.tasks.loading import DATA, checkpoint_directory
 from cpuinfer_helpers.tasks.squad import read_squad
-from cpuinfer_helpers.trainer import JitTrainer
+from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
 
 CHECKPOINT = str(checkpoint_directory("question-answering"))
 HELDOUT = str(DATA / "question-answering-heldout.json")
@@ -306,6 +308,82 @@ def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(command, tmp_path):
 def test_options_that_make_no_sense_for_an_evaluation(words, command):
     code, _, printed = command(*words.split())
     assert refused(code, printed)
+
+
+OPTIONS = [option.name for option in dataclasses.fields(JitTrainingArguments) if option.init]
+# What a command line and a file of options may say by mistake, whatever the option is.
+WORDS = {"of another type": "nonsense", "negative": "-1", "zero": "0", "empty": "", "no number": "nan", "huge": "1e400"}
+VALUES = [[1], ["a"], {"a": 1}, "nonsense", -1, 0, 1, 2, 0.5, "", math.nan, math.inf, None, True, False, 10**30]
+
+
+@pytest.fixture
+def taken(monkeypatch, capfd, tmp_path):
+    """Whether the command takes these words, as far as the model; what it refuses must be told in one line."""
+
+    class TakenError(Exception):
+        pass
+
+    def load(*_: Any) -> Any:
+        raise TakenError
+
+    monkeypatch.setattr(run_qa, "_load", load)
+    monkeypatch.setattr(run_qa, "_questions", lambda *_: [])
+    monkeypatch.setattr(run_qa, "_writable", lambda folder: tmp_path)
+
+    def run(words: list[str]) -> bool:
+        try:
+            code = run_qa.main(words)
+        except TakenError:
+            return True
+        printed = capfd.readouterr()
+        lines = [line for line in printed.err.splitlines() if line.startswith("run_qa: ")]
+        assert code == 2 and len(lines) == 1 and "Traceback" not in printed.err, (words, code, printed.err)
+        assert len(lines[0]) > len("run_qa: ") and not printed.out, (words, lines)
+        return False
+
+    return run
+
+
+@pytest.mark.usefixtures("new_accelerate_state")
+@pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
+def test_every_option_with_nonsense_is_refused_in_one_line_or_does_no_harm(word, taken, tmp_path, monkeypatch, capfd):
+    """What it takes, it then runs with, all at once: options of training, for one, do nothing in an evaluation."""
+    needed = {"model_name_or_path": CHECKPOINT, "validation_file": HELDOUT, "do_eval": "true", "output_dir": tmp_path}
+    others = {"use_cpu": "true", "report_to": "none", "disable_tqdm": "true", "max_eval_samples": "1"}
+    given = {**needed, **others}
+
+    def words_of(options: dict[str, Any]) -> list[str]:
+        return [f"--{name}={value}" for name, value in options.items()]
+
+    assert taken(words_of(given))
+    harmless = {name: word for name in OPTIONS if taken(words_of({**given, name: word}))}
+    refused = set(OPTIONS) - harmless.keys()
+    assert "per_device_eval_batch_size" in refused
+    monkeypatch.undo()
+    # What is reported to is looked up by the Trainer; the others must stay for a run to be had.
+    code = run_qa.main(words_of({**given, **harmless, **needed, "report_to": "none"}))
+    assert code == 0, capfd.readouterr().err
+
+
+def test_every_option_of_a_file_with_a_value_of_another_type(taken, tmp_path):
+    options = {
+        "model_name_or_path": CHECKPOINT, "validation_file": HELDOUT, "do_eval": True, "output_dir": str(tmp_path),
+        "use_cpu": True, "report_to": "none",
+    }  # fmt: skip
+    file = tmp_path / "options.json"
+
+    def takes(**changed: Any) -> bool:
+        file.write_text(json.dumps({**options, **changed}))
+        return taken([str(file)])
+
+    assert takes()
+    streams = [os.fstat(number)[:3] for number in range(3)]
+    for name in OPTIONS:
+        found = {repr(value): takes(**{name: value}) for value in VALUES}
+        assert not found["[1]"] and sum(found.values()) < len(VALUES) - 3, (name, found)
+    assert [os.fstat(number)[:3] for number in range(3)] == streams, "a number was taken for a file descriptor"
+    for name in ("seed", "per_device_eval_batch_size", "bf16", "output_dir", "log_level", "deepspeed"):
+        assert not takes(**{name: {"a": [1]}}) and not takes(**{name: 0.5})
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, json.dumps([{

@@ -16,6 +16,7 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers import scratch, tied
 from cpuinfer_helpers.artifacts import new_artifact, write_text
 from cpuinfer_helpers.compare.children import Child
+from tests.conftest import no_temporary_folder
 
 PACKAGE = Path(cpu.__file__).parent
 # The package without its own imports, of which PyTorch's takes seconds.
@@ -131,6 +132,21 @@ def test_no_usable_place_is_one_clear_line(monkeypatch, tmp_path):
     # What needs none goes on.
     write_text(tmp_path / "text.json", "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["text.json"]
+
+
+def test_models_are_traced_and_prepared_without_a_temporary_folder(bert, bert_inputs, tmp_path):
+    with no_temporary_folder():
+        traced = cpu.trace_model(bert, bert_inputs)
+        traced.save(tmp_path / "traced")
+        assert traced.traced and cpu.TracedModel.load(tmp_path / "traced").traced
+        assert cpu.prepare("torchscript-fp32", bert, bert_inputs).prepared
+        for name in ("compile-fp32", "onnxruntime-fp32"):
+            if cpu.get_recipe(name).can_run:
+                reasons = {cpu.prepare(name, bert, bert_inputs).reason for _ in range(2)}
+                assert len(reasons) == 1 and "no temporary folder can be made" in reasons.pop()
+        for call in (cpu.compare, cpu.optimize):
+            with pytest.raises(cpu.ArtifactError, match="no temporary folder can be made"):
+                call(bert, bert_inputs)
 
 
 def test_a_program_ends_with_the_process_that_started_it(tmp_path):

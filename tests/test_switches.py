@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from cpuinfer_helpers import switches
 from cpuinfer_helpers.machine import native_stderr_logged
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.traceable import traceable_operators
+from tests.conftest import no_temporary_folder
 from tests.soak import Marked, changes, state
 
 PACKAGE = Path(cpu.__file__).parent
@@ -114,6 +117,60 @@ def test_another_thread_still_writes_to_stderr_while_native_output_is_caught(cap
         print("afterwards", file=kept, flush=True)
         monkeypatch.undo()
     assert capfd.readouterr().err == "from elsewhere\nafterwards\n"
+
+
+@pytest.mark.parametrize(
+    ("memory_files", "folder", "collected"),
+    [(True, False, True), (False, True, True), (False, False, False), ("forbidden", True, True)],
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_native_output_is_collected_without_a_temporary_folder(
+    number, memory_files, folder, collected, monkeypatch, capfd
+):
+    def forbidden(*_: Any) -> int:
+        raise PermissionError(1, "not in this container")
+
+    if memory_files == "forbidden":
+        monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    elif not memory_files:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no files in memory")
+    with nullcontext() if folder else no_temporary_folder(), switches.descriptor_collected(number) as lines:
+        os.write(number, b"native\n")
+    os.write(number, b"afterwards\n")
+    assert lines == (["native"] if collected else [])
+    assert capfd.readouterr()[number - 1] == ("" if collected else "native\n") + "afterwards\n"
+
+
+class Broken(io.StringIO):
+    """Whoever reads it has gone."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [None, "closed", Broken()])
+def test_without_a_usable_stderr_native_output_is_still_collected(stream, monkeypatch):
+    if stream == "closed":
+        stream = io.StringIO()
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with native_stderr_logged():
+        os.write(2, b"native\n")
+
+
+def test_a_closed_descriptor_hinders_nothing():
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with switches.descriptor_collected(2):
+            pass
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def test_one_variable_is_put_back_and_others_are_left_alone(monkeypatch):

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
+from cpuinfer_helpers import machine
 from cpuinfer_helpers.compare.candidates import Bench, Candidate, new_row, timed
 from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, Child, ChildLost
 from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult, check_price
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.machine import MachineReport, machine_report, most_threads
+from cpuinfer_helpers.machine import MachineReport, machine_report
 from cpuinfer_helpers.recipes import Recipe, get_recipe, list_recipes
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.signature import bind_inputs, check_model
+from cpuinfer_helpers.signature import bind_inputs, calibration_rows, check_model, given_rows
 from cpuinfer_helpers.timing import Roofline, Timing
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -99,7 +100,8 @@ def compare(
     threads = check_threads(threads)
     price = check_price(price_per_hour)
     check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s, memory_bytes=memory_bytes)
-    content = {**request, "model": model, "calibration": tuple(dict(row) for row in calibration)}
+    rows = calibration_rows(calibration, bind_inputs(model, inputs))
+    content = {**request, "model": model, "calibration": rows}
     with Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session:
         bench = Bench(session, request, budget_s, relative_width, getattr(model, "config", None))
         job = _Job(bench, verify)
@@ -278,6 +280,8 @@ def choose_recipes(recipes: Sequence[str | Recipe] | None) -> tuple[Recipe, ...]
     """
     if isinstance(recipes, (str, Recipe)):
         raise InputError(f"recipes is the single {recipes!r:.60}; give a list, such as ['torchscript-fp32']")
+    if recipes is not None and not isinstance(recipes, Iterable):
+        raise InputError(f"recipes is {recipes!r:.60}; give a list, such as ['torchscript-fp32']")
     reference = get_recipe(REFERENCE)
     wanted = list_recipes() if recipes is None else recipes
     chosen = [get_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in wanted]
@@ -300,14 +304,9 @@ def check_threads(threads: int | None) -> int:
     Raises
     ------
     InputError
-        If it is not a whole number of at least 1.
+        If it is not a whole number of at least 1, or far more than this machine could run.
     """
-    if threads is None:
-        return torch.get_num_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most_threads():
-        most = most_threads()
-        raise InputError(f"threads is {threads!r}; give a whole number of at least 1, and at most {most} here")
-    return threads
+    return torch.get_num_threads() if threads is None else machine.check_threads(threads)
 
 
 def check_request(
@@ -324,8 +323,11 @@ def check_request(
     bound = bind_inputs(model, inputs)
     given = {**bound.tensors, **bound.constants}
     further = []
-    for number, row in enumerate(agreement):
-        other = bind_inputs(model, row)
+    for number, row in enumerate(given_rows("agreement_inputs", agreement)):
+        try:
+            other = bind_inputs(model, row)
+        except InputError as error:
+            raise InputError(f"agreement_inputs[{number}]: {error}") from error
         if other.tensors.keys() != bound.tensors.keys():
             raise InputError(
                 f"agreement_inputs[{number}] has {', '.join(other.tensors)}, "

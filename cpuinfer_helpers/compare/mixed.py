@@ -18,6 +18,7 @@ from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
+from cpuinfer_helpers.signature import given_rows
 from cpuinfer_helpers.tasks import Task
 from cpuinfer_helpers.timing import Speedup
 
@@ -175,7 +176,7 @@ def compare_mixed_lengths(
     content = {
         "model": task.model,
         "inputs": task.inputs(1, padded_to),
-        "calibration": tuple(dict(row) for row in calibration),
+        "calibration": given_rows("calibration", calibration),
         "mixed": [task.inputs(1, length) for length in lengths],
         "padded": [task.inputs(1, padded_to, tokens=length) for length in lengths],
     }

@@ -18,6 +18,7 @@ from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.signature import given_rows
 from cpuinfer_helpers.tasks import Score, Task
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -135,7 +136,7 @@ def score_recipes(
     content = {
         "model": task.trained_model,
         "inputs": task.inputs(batch_size, pad_to),
-        "calibration": calibration_of(task) if calibration is None else tuple(calibration),
+        "calibration": calibration_of(task) if calibration is None else given_rows("calibration", calibration),
         # Without the large model for timing, which nobody runs here.
         "task": replace(task, model=task.trained_model),
     }

@@ -15,6 +15,7 @@ from cpuinfer_helpers.artifacts import MODULE_FILE
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import BuildError, InputError
 from cpuinfer_helpers.graph import jit_deprecations_ignored
+from cpuinfer_helpers.machine import check_threads
 from cpuinfer_helpers.paths import given_path
 from cpuinfer_helpers.scratch import temporary_folder
 
@@ -22,6 +23,7 @@ SOURCE = Path(__file__).with_name("run_traced.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
 _BUILD_SECONDS = 300
 _RUN_SECONDS = 600
+_MOST_CALLS = 10**9
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,13 +135,17 @@ def run(
     Raises
     ------
     InputError
-        If an input is not of int64.
+        If an input is not of int64, or ``calls`` or ``threads`` is not a whole number of at least 1, or far more
+        threads than this machine could run.
     BuildError
         If the program fails; the message is its own.
     """
     for name, tensor in inputs.items():
         if tensor.dtype != torch.int64:
             raise InputError(f"inputs[{name!r}] is {tensor.dtype}; the program reads int64 only")
+    if not isinstance(calls, int) or isinstance(calls, bool) or not 1 <= calls <= _MOST_CALLS:
+        raise InputError(f"calls is {calls!r}; give a whole number of at least 1, and at most {_MOST_CALLS}")
+    threads = check_threads(torch.get_num_threads() if threads is None else threads)
     with temporary_folder() as folder:
         path = folder / "inputs.txt"
         path.write_text("".join(_line(name, tensor) for name, tensor in inputs.items()), encoding="utf-8")
@@ -149,7 +155,7 @@ def run(
             module = folder / "module.pt"
         elif Path(module).is_dir():
             module = Path(module) / MODULE_FILE
-        arguments = [str(executable), str(module), str(path), str(calls), str(threads or torch.get_num_threads())]
+        arguments = [str(executable), str(module), str(path), str(calls), str(threads)]
         result = _run(arguments, _RUN_SECONDS)
     if result.returncode:
         raise BuildError(f"{executable} failed: {result.stderr.strip() or result.returncode}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from cpuinfer_helpers.optimize.search import Search, check_own_metric, emulated_
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, prepare
 from cpuinfer_helpers.recipes.base import PRECISIONS
 from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.signature import bind_inputs, calibration_rows
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -115,7 +116,8 @@ def optimize(
     _check_numbers(tolerance, metric_kept)
     check_positive(budget_s=budget_s, memory_bytes=memory_bytes)
     _check_metric(metric, metric_name)
-    job = _Job(model, request["inputs"], tolerance, metric, metric_kept, tuple(dict(row) for row in calibration))
+    rows = calibration_rows(calibration, bind_inputs(model, inputs))
+    job = _Job(model, request["inputs"], tolerance, metric, metric_kept, rows)
     settings = {
         "tolerance": tolerance,
         "metric": metric if metric_name is None else metric_name,
@@ -255,7 +257,7 @@ def _why_eager(comparison: Comparison) -> str:
 
 
 def _of_precisions(recipes: Sequence[Recipe], precisions: Sequence[str]) -> list[Recipe]:
-    if isinstance(precisions, str) or not precisions:
+    if isinstance(precisions, str) or not isinstance(precisions, Iterable) or not tuple(precisions):
         raise InputError(f"precisions is {precisions!r}; give some of {PRECISIONS}")
     for precision in precisions:
         if precision not in PRECISIONS:

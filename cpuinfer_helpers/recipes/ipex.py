@@ -318,7 +318,7 @@ def parse_primitive(line: str) -> Primitive | None:
 def native_stdout() -> Iterator[list[str]]:
     """Collect what native libraries write to file descriptor 1; the list is filled on exit."""
     flush = ctypes.CDLL(None).fflush
-    with switches.descriptor_collected(1, flush=lambda: (sys.stdout.flush(), flush(None))) as lines:
+    with switches.descriptor_collected(1, flush=lambda: (switches.flush_stream(sys.stdout), flush(None))) as lines:
         yield lines
 
 

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.adapter import NamedInputs, named_inputs
-from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.errors import ArtifactError, RecipeError
 from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.recipes.arrays import array_maker, attention_copy
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
+from cpuinfer_helpers.recipes.onnx_files import check_external_data
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.scratch import temporary_folder
 
 # The first that has LayerNormalization, and every release that we support runs it.
 _OPSET = 17
+_FILES = _EXPORTED, _QUANTISED = "model.onnx", "quantised.onnx"
 _INT8_PARTS = ("MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 # A protobuf file ends at 2 GiB; weights of models near that go into files of their own.
 _LARGE = 1_800_000_000
@@ -59,7 +61,7 @@ def _converted(request: Request, folder: Path, change: Callable[[Path, bool], Pa
     # 157 to 176 for SDPA on one version of transformers and the other.
     model = attention_copy(request, "eager")
     adapter = named_inputs(model, request.inputs)
-    path = folder / "model.onnx"
+    path = folder / _EXPORTED
     _export_graph(adapter, request, path)
     return (change(path, _is_large(adapter)) if change else path), adapter
 
@@ -100,7 +102,7 @@ def _quantised(path: Path, large: bool) -> Path:
     """Weights to signed 8 bits with a scale for each output; the runtime scales activations call by call."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    target = path.with_name("quantised.onnx")
+    target = path.with_name(_QUANTISED)
     # Signed, with a scale for each column: 68 ms for BERT-base at (1, 384), 71 with one scale, 117 for unsigned.
     # Embeddings would lose precision and gain no time.
     quantize_dynamic(
@@ -169,8 +171,13 @@ def _export(request: Request, build: Build, folder: Path) -> dict[str, Any]:
 
 
 def _restore(stored: Stored, folder: Path) -> Build:
+    name = stored.details["file"]
+    # By its name the runtime tells other formats, and reads whatever is there.
+    if name not in _FILES:
+        raise ArtifactError(f"{folder} names {name!r:.80} for its model, and save() writes {' or '.join(_FILES)}")
     with temporary_folder() as scratch, libraries_quiet():
-        session, _ = _session(folder / Path(stored.details["file"]).name, scratch)
+        check_external_data(folder / name)
+        session, _ = _session(folder / name, scratch)
     return Build(_answer(session, stored.inputs.tensors, stored.outputs), runs=stored.details["runs"])
 
 

@@ -23,7 +23,7 @@ from cpuinfer_helpers.recipes.prepared_each_shape import PreparedEachShape
 from cpuinfer_helpers.recipes.registry import get_recipe
 from cpuinfer_helpers.reference import Reference
 from cpuinfer_helpers.scratch import sweep
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.signature import BoundInputs, calibration_rows
 from cpuinfer_helpers.variations import Question, Variation, same_shape_plan
 from cpuinfer_helpers.verification import Verification
 from cpuinfer_helpers.verification import verify as verify_answers
@@ -126,7 +126,10 @@ def prepare_like(
     recipe, calibration, verify, tolerance, on_failure, each_shape
         As for :func:`prepare`.
     """
-    job = _Job(recipe, reference, tuple(dict(row) for row in calibration), verify, tolerance, tuple(further))
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe is a {type(recipe).__name__}; give a name or a Recipe object")
+    rows = calibration_rows(calibration, reference.inputs)
+    job = _Job(recipe, reference, rows, verify, tolerance, tuple(further))
     try:
         with switches.held(), torch.inference_mode(False):
             return job.run_each_shape() if each_shape and verify else job.run()

@@ -12,7 +12,7 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Build
-from cpuinfer_helpers.signature import BoundInputs, all_tensors
+from cpuinfer_helpers.signature import BoundInputs
 from cpuinfer_helpers.sizes import ANY_SIZE, Sizes
 
 Tensors = Mapping[str, torch.Tensor]
@@ -124,17 +124,26 @@ class PreparedModel(Displayed, Carried):
         Raises
         ------
         InputError
-            If an input is missing or unknown, is a constant with another value, or has a size beyond those that were
-            compared with the model.
+            If an input is missing or unknown, is no tensor, is of a dtype with which it fails, is a constant with
+            another value, or has a size beyond those that were compared with the model. The eager model in its place
+            takes any size.
         """
         self._refuse_fork()
-        if inputs.keys() != self._names or not all_tensors(inputs):
+        if not self._inputs.fit(inputs):
             inputs = self._inputs.only_tensors(inputs)
-        with torch.no_grad():
-            if self._answer is None:
-                return self._model(**inputs, **self._inputs.constants)
+        if self.prepared:
             self.sizes.refuse_others(inputs)
-            return self._output(self._in_own_dtype(self._answer(inputs)))
+        try:
+            with torch.no_grad():
+                return self._run(inputs)
+        except Exception as error:  # of the backend, or of the model
+            self._inputs.blame(inputs, error)
+            raise
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> Any:
+        if self._answer is None:
+            return self._model(**inputs, **self._inputs.constants)
+        return self._output(self._in_own_dtype(self._answer(inputs)))
 
     @property
     def fixed_sizes(self) -> dict[str, torch.Size]:

@@ -19,6 +19,7 @@ from cpuinfer_helpers.recipes.arrays import attention_copy
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
+from cpuinfer_helpers.scratch import temporary_folder
 
 # What the compiler leaves in the environment for processes of its own.
 _VARIABLES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
@@ -37,7 +38,8 @@ def _build_bf16(request: Request) -> Build:
 def _build(request: Request, precision: Context, how: str) -> Build:
     model = attention_copy(request, "sdpa")
     constants = named_inputs(model, request.inputs).constants
-    with libraries_quiet():
+    # The compiler writes there. Where it cannot, its import breaks off, and cannot be done again in this process.
+    with temporary_folder(), libraries_quiet():
         from torch._inductor import config
 
         # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives

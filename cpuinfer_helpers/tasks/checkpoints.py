@@ -41,10 +41,13 @@ def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
-    """A tokenizer, without running code that may lie beside it; see :func:`load_config`."""
+    """A tokenizer that pads on the right, without running code that may lie beside it; see :func:`load_config`."""
     import transformers
 
-    return _without_own_code(transformers.AutoTokenizer.from_pretrained, name, options)
+    tokenizer = _without_own_code(transformers.AutoTokenizer.from_pretrained, name, options)
+    # Answers are read from the first column on, and absolute positions begin there: padding has to come last.
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def load_weights(auto_class: str, name: str | os.PathLike[str], **options: Any) -> torch.nn.Module:

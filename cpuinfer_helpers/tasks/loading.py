@@ -118,7 +118,7 @@ def load_task(name: str) -> Task:
     InputError
         For an unknown name.
     """
-    if name not in _SOURCES:
+    if not isinstance(name, str) or name not in _SOURCES:
         raise InputError(f"unknown task {name!r}; choose from {', '.join(TASK_NAMES)}")
     unavailable = hub.hub_unavailable()
     try:

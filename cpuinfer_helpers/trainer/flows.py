@@ -16,6 +16,7 @@ from typing import Any
 from cpuinfer_helpers import tied
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.machine import check_threads
 from cpuinfer_helpers.scratch import temporary_folder
 from cpuinfer_helpers.tasks import TASK_NAMES, load_task
 from cpuinfer_helpers.tasks.classification import accuracy
@@ -151,10 +152,12 @@ def run_flows(
     Raises
     ------
     InputError
-        For an unknown task or flag.
+        For an unknown task or flag, or a number of threads that this machine could not run.
     """
     from tqdm.auto import tqdm
 
+    if threads is not None:
+        check_threads(threads)
     if task not in TASK_NAMES:
         raise InputError(f"unknown task {task!r}; choose from {', '.join(TASK_NAMES)}")
     for name, flags in flows.items():

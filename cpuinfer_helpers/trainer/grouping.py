@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,16 @@ import torch
 
 from cpuinfer_helpers.recipes.buckets import BUCKET_STEP
 
+logger = logging.getLogger("cpuinfer_helpers")
+
+# What tokenizers give, a number for each token.
+_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "special_tokens_mask")
+# What losses leave out.
+_NO_LABEL = -100
+
 
 def lengths_of(dataset: Any) -> np.ndarray | None:
-    """Tokens in each of a dataset's rows that are no padding.
+    """Columns that each of a dataset's rows needs: those up to its last token that is no padding.
 
     Parameters
     ----------
@@ -61,13 +69,27 @@ def rows_at(dataset: Any, positions: Iterable[int]) -> Any:
     return torch.utils.data.Subset(dataset, wanted)
 
 
-def cut_columns(batch: Mapping[str, Any], length: int, cut: int) -> dict[str, Any]:
-    """The batch with only so many columns in every tensor that has ``length`` of them; all else as it is."""
-    return {name: value[:, :cut].contiguous() if _is_as_long(value, length) else value for name, value in batch.items()}
+def as_long(batch: Mapping[str, Any], length: int) -> list[str]:
+    """Names of the tensors with so many columns: of positions, or by chance."""
+    return [
+        name
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[1] == length
+    ]
+
+
+def cut_columns(batch: Mapping[str, Any], names: Iterable[str], cut: int) -> dict[str, Any]:
+    """The batch with only the first so many columns in the tensors of these names; all else as it is."""
+    return {**batch, **{name: batch[name][:, :cut].contiguous() for name in names}}
 
 
 class TrimmedPadding:
     """A data collator that cuts off what is padding in all rows of its batch.
+
+    What is as wide as the sequence need not be of its positions: as many labels as there are tokens, say. So nothing of
+    a batch is cut unless everything in it that is so wide is known to follow the tokens: what tokenizers give; inputs
+    whose rows were seen to be as long as those of the tokens at two lengths, and at no other; and labels that hold what
+    losses leave out wherever the mask says padding.
 
     Parameters
     ----------
@@ -75,14 +97,24 @@ class TrimmedPadding:
         Makes the batch.
     step
         Batches are cut to a multiple of this: recipes that compile for a length see fewer of them.
+    labels
+        Names of the labels.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any], step: int = BUCKET_STEP) -> None:
+    def __init__(
+        self, collator: Callable[[list[Any]], Any], step: int = BUCKET_STEP, labels: Iterable[str] = ("labels",)
+    ) -> None:
         self.collator = collator
         self.step = step
+        self.labels = frozenset(labels)
+        # By name: the lengths at which rows were seen to be as long as their tokens; and which were seen not to be.
+        self._along: dict[str, set[int]] = {}
+        self._apart: set[str] = set()
 
     def __call__(self, rows: list[Any]) -> Any:
         """The batch, as short as its longest row allows. Padding is cut on the right only."""
+        # Before the collator, which may change the rows.
+        self._look(rows)
         batch = self.collator(rows)
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
@@ -91,7 +123,31 @@ class TrimmedPadding:
         columns = torch.nonzero(mask.any(dim=0))
         longest = int(columns.max()) + 1 if len(columns) else length
         cut = min(length, -(-longest // self.step) * self.step)
-        return batch if cut == length else cut_columns(batch, length, cut)
+        names = as_long(batch, length)
+        unclear = [name for name in names if not self._follows(name, batch[name], mask)]
+        if unclear and cut < length:
+            logger.debug("padding stays, as nobody can tell whether %s is as long as the tokens", unclear[0])
+        return batch if unclear or cut == length else cut_columns(batch, names, cut)
+
+    def _look(self, rows: list[Any]) -> None:
+        """Note which values of rows are as long as their tokens."""
+        for row in rows:
+            length = _columns_of(row.get("input_ids")) if isinstance(row, Mapping) else None
+            if length is None:
+                continue
+            for name, value in row.items():
+                count = _columns_of(value)
+                if count == length:
+                    self._along.setdefault(name, set()).add(length)
+                elif count is not None:
+                    self._apart.add(name)
+
+    def _follows(self, name: str, value: torch.Tensor, mask: torch.Tensor) -> bool:
+        if name in _OF_TOKENS or name in self._apart:
+            return name in _OF_TOKENS
+        if name in self.labels:
+            return not value.is_floating_point() and bool((value[mask == 0] == _NO_LABEL).all())
+        return len(self._along.get(name, ())) > 1
 
 
 def restored(values: Any, order: np.ndarray) -> Any:
@@ -124,10 +180,17 @@ def restoring(compute_metrics: Callable[[Any], Any], order: np.ndarray) -> Calla
 
 
 def _length_of(row: Mapping[str, Any]) -> int:
-    """Tokens that are no padding."""
+    """Columns up to the last token that is no padding: padding on the left is not cut off."""
     mask = row.get("attention_mask")
-    return len(row["input_ids"]) if mask is None else int(np.asarray(mask).astype(bool).sum())
+    if mask is None:
+        return len(row["input_ids"])
+    columns = np.flatnonzero(np.asarray(mask))
+    return int(columns[-1]) + 1 if len(columns) else 0
 
 
-def _is_as_long(value: Any, length: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[1] == length
+def _columns_of(value: Any) -> int | None:
+    """How many there are along the first dimension of a row's value; None for numbers and texts."""
+    if isinstance(value, (list, tuple)):
+        return len(value)
+    shape = getattr(value, "shape", None)
+    return shape[0] if shape else None

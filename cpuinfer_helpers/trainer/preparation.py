@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from cpuinfer_helpers.recipes.preparation import prepare_like
 from cpuinfer_helpers.reference import Reference
 from cpuinfer_helpers.trainer.copies import evaluation_copy, in_evaluation_mode
 from cpuinfer_helpers.trainer.emulation import emulation_text
-from cpuinfer_helpers.trainer.grouping import cut_columns
+from cpuinfer_helpers.trainer.grouping import as_long, cut_columns
 from cpuinfer_helpers.trainer.losses import LossFunction, loss_of, split_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
 from cpuinfer_helpers.variations import Variation, valid_positions
@@ -127,7 +127,7 @@ class Preparation:
 
     def _as_eager(self, answer: Callable[..., Any], runs: str, reason: str | None) -> Ready:
         # With labels, which some models cannot do without.
-        rows = _shortened({**self._inputs, **self._labels})
+        rows = _shortened({**self._inputs, **self._labels}, self._labels, answer)
         emulation = emulation_text(self._plan)
         runs = f"{runs} (emulated)" if emulation else runs
         receipt = Receipt(
@@ -162,7 +162,7 @@ class Preparation:
     @cached_property
     def _short_reference(self) -> Reference:
         """The model with the rows cut short."""
-        return Reference.of(self._model, _shortened(self._wanted[0]))
+        return Reference.of(self._model, _shortened(self._wanted[0], self._labels, self._reference_of))
 
     def _verified(self, recipe: Recipe) -> Ready:
         """Prepared on a short example, and seen to give the eager model's answers to whole rows as well."""
@@ -182,11 +182,14 @@ class Preparation:
             name = type(self._model).__name__
             raise InputError(f"{name} itself cannot run the first batch: {first_line(error)}") from error
 
+    def _reference_of(self, **rows: Any) -> Any:
+        return self._reference(rows)
+
     def _loss(self, expected: Any) -> LossFunction | None:
         """The loss from logits, if the model gives the same outputs with labels and without, and it is the same."""
         try:
             loss, others = split_loss(expected)
-            plain = self._reference(_shortened(self._inputs))
+            plain = self._reference(_shortened(self._inputs, (), self._reference_of))
             same = take_apart(plain)[0].keys() == take_apart(others)[0].keys()
         except (CpuInferError, IndexError, KeyError, TypeError):
             return None
@@ -229,12 +232,25 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
-def _shortened(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows cut to a short length, where an attention mask tells which dimension that is."""
+def _shortened(rows: Mapping[str, Any], labels: Iterable[str], answer: Callable[..., Any]) -> dict[str, Any]:
+    """The rows cut to a short length, where an attention mask tells which dimension that is.
+
+    What is as wide as the sequence need not be of its positions, so it is tried with labels cut, and with labels whole;
+    rows that the model does not answer are of no use.
+    """
     mask = rows.get("attention_mask")
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.shape[1] <= _LENGTH:
         return dict(rows)
     length = mask.shape[1]
     if any(length in value.shape[2:] for value in rows.values() if isinstance(value, torch.Tensor)):
         return dict(rows)
-    return cut_columns(rows, length, _LENGTH)
+    wide = as_long(rows, length)
+    for names in dict.fromkeys((tuple(wide), tuple(name for name in wide if name not in labels))):
+        short = cut_columns(rows, names, _LENGTH)
+        try:
+            answer(**short)
+        except Exception:  # the user's model may fail in any way
+            logger.debug("%s cannot be cut to %s columns", ", ".join(names), _LENGTH, exc_info=True)
+            continue
+        return short
+    return dict(rows)

@@ -212,7 +212,7 @@ class JitTrainer(transformers.Trainer):
     @contextmanager
     def _trimmed_padding(self) -> Iterator[None]:
         collator = self.data_collator
-        self.data_collator = grouping.TrimmedPadding(collator)
+        self.data_collator = grouping.TrimmedPadding(collator, labels=self.label_names)
         try:
             yield
         finally:

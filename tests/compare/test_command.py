@@ -58,6 +58,8 @@ def test_predictions_of_token_classification_arrive_as_they_were():
         (["--recipes", ","], "names none"),
         (["--batch", "0"], "batch_size 0"),
         (["--threads", "0"], "threads is 0"),
+        (["--threads", "1000000000"], "threads is 1000000000; give a whole number of at least 1, and at most"),
+        (["--threads", "-2"], "threads is -2"),
         (["--budget", "-3"], "budget_s is -3"),
         (["--price-per-hour", "-1"], "price_per_hour is -1"),
     ],

@@ -43,6 +43,33 @@ def test_lengths_are_padded_to_the_next_bucket_and_cut_again(bucketed, bert, new
     torch.testing.assert_close(seen[valid], expected[valid], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("padding", [1, 4, 20])
+def test_rows_that_are_padded_on_the_left_are_cut_at_the_right_side(padding, bucketed, bert, new_inputs):
+    answer, inner = bucketed
+    inputs = {name: tensor.flip(1) for name, tensor in new_inputs(3, 21, padding=padding).items()}
+    assert inputs["attention_mask"][1, 0] == 0
+    with torch.no_grad():
+        expected = bert(**inputs)
+    seen = answer(inputs)
+    assert inner.shapes == [(3, 32)]
+    valid = inputs["attention_mask"].bool()
+    for name in ("start_logits", "end_logits"):
+        assert seen[name].shape == (3, 21)
+        torch.testing.assert_close(seen[name][valid], expected[name][valid], atol=1e-5, rtol=0)
+
+
+def test_labels_as_many_as_tokens_are_not_cut(new_bert, new_inputs):
+    """Of 12 tokens in the example, and of 16 that it is padded to."""
+    for labels, length in ((12, 12), (12, 9), (16, 12), (16, 16)):
+        model, inputs = new_bert("BertForSequenceClassification", num_labels=labels), new_inputs(2, length)
+        request = Request("test-fp32", "fp32", model, bind_inputs(model, inputs))
+        with torch.no_grad():
+            answer = with_buckets(request, lambda tensors, model=model: {"logits": model(**tensors).logits})
+            seen, expected = answer(inputs)["logits"], model(**inputs).logits
+        assert answer.length_dims == {"logits": ()}
+        torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
+
+
 def test_what_is_cut_can_be_viewed_in_another_shape_like_the_models_own_output(bucketed, new_inputs):
     answer, _ = bucketed
     for output in answer(new_inputs(3, 21)).values():

@@ -16,6 +16,7 @@ from rows import make_model, make_rows
 
 from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
 from cpuinfer_helpers.trainer.grouping import TrimmedPadding, lengths_of, longest_first, restored, tokens_of_batches
+from tests.conftest import make_bert
 
 
 def shapes_of(trainer: JitTrainer, rows: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[int, int]]]:
@@ -133,6 +134,9 @@ def test_lengths_come_from_masks_or_ids():
     masked = [{"input_ids": [1] * 9, "attention_mask": [1] * n + [0] * (9 - n)} for n in (3, 9, 5)]
     assert lengths_of(masked).tolist() == [3, 9, 5]
     assert lengths_of(datasets.Dataset.from_list(masked)).tolist() == [3, 9, 5]
+    # What is padded on the left cannot be cut, and needs all its columns.
+    left = [{"input_ids": [1] * 9, "attention_mask": [0] * (9 - n) + [1] * n} for n in (3, 9)]
+    assert lengths_of([*left, {"input_ids": [0] * 9, "attention_mask": [0] * 9}]).tolist() == [9, 9, 0]
     assert lengths_of([{"pixels": [1]}]) is None
     assert longest_first(np.array([3, 9, 5, 9])).tolist() == [1, 3, 2, 0]
 
@@ -159,6 +163,91 @@ def test_padding_is_cut_on_the_right_only_and_to_a_multiple_of_the_step():
     }
     assert trim([slice(30, 40), slice(35, 40)])["input_ids"].shape == (2, 40)
     assert trim([slice(0, 0), slice(0, 0)])["input_ids"].shape == (2, 40)
+
+
+def of_length(length: int, width: int, **further: Any) -> dict[str, Any]:
+    padding = width - length
+    return {"input_ids": [5] * length + [0] * padding, "attention_mask": [1] * length + [0] * padding, **further}
+
+
+def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pads everything to 40, labels with what losses leave out, and stacks it."""
+    fill = {"labels": -100}
+    return {
+        name: torch.tensor([row[name] + [fill.get(name, 0)] * (40 - len(row[name])) for row in rows])
+        for name in rows[0]
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "padded", "cut"),
+    [
+        # As many as there are columns, by chance.
+        ("labels", lambda length: [0.0, 1.0] * 20, False, False),
+        ("labels", lambda length: [0.0, 1.0] * 20, True, False),
+        ("labels", lambda length: [0, 1] * 20, True, False),
+        ("labels", lambda length: [0] * 40, True, False),
+        ("labels", lambda length: [-100] * 40, False, False),
+        ("features", lambda length: [0.5] * 40, False, False),
+        ("features", lambda length: [0] * 40, True, False),
+        # Of the tokens.
+        ("labels", lambda length: [1] * length, False, True),
+        ("labels", lambda length: [1] * length + [-100] * (40 - length), True, True),
+        ("features", lambda length: [7] * length, False, True),
+        ("token_type_ids", lambda length: [0] * length, False, True),
+        ("token_type_ids", lambda length: [0] * 40, True, True),
+    ],
+)
+def test_nothing_is_cut_unless_all_that_is_as_wide_is_known_to_be_of_the_tokens(name, values, padded, cut):
+    rows = [of_length(n, 40 if padded else n, **{name: values(n)}) for n in (9, 12, 5)]
+    batch = TrimmedPadding(stacked, step=16)(rows)
+    assert {tensor.shape[1] for tensor in batch.values()} == {16 if cut else 40}
+
+
+def test_an_input_is_cut_once_it_was_seen_to_follow_at_two_lengths():
+    trim = TrimmedPadding(stacked, step=16)
+    rows = [of_length(n, n, weights=[1.0] * n) for n in (9, 12)]
+    assert trim(rows[:1])["weights"].shape == (1, 40), "one length says nothing"
+    assert trim(rows)["weights"].shape == (2, 16)
+    assert trim([of_length(9, 9, weights=[1.0] * 8)])["weights"].shape == (1, 40), "and here it does not follow"
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("width", [40, 41])
+def test_as_many_labels_as_columns_are_all_kept(jit, width, new_trainer):
+    """Multi-label classification: 40 labels, and rows of 40 columns with 31 tokens at most."""
+    model = make_bert("BertForSequenceClassification", num_labels=40, problem_type="multi_label_classification")
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        {**row, "labels": torch.randint(0, 2, (40,), generator=generator).float().tolist()}
+        for row in make_rows("text-classification", 6, width)
+    ]
+    expected = new_trainer(model, rows).predict(rows)
+    trainer = new_trainer(model, rows, jit_mode_eval=jit, group_eval_by_length=True)
+    seen = trainer.predict(rows)
+    assert seen.predictions.shape == seen.label_ids.shape == (6, 40)
+    np.testing.assert_array_equal(seen.label_ids, expected.label_ids)
+    np.testing.assert_allclose(seen.predictions, expected.predictions, atol=1e-5)
+    assert seen.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], abs=1e-5)
+    assert trainer.jit_receipt is None or trainer.jit_receipt.reason is None
+
+
+@pytest.mark.parametrize("task", ["question-answering", "token-classification"])
+def test_rows_that_are_padded_on_the_left_are_answered_the_same(task, new_trainer, monkeypatch):
+    model, names = make_model(task), ("input_ids", "attention_mask", "token_type_ids", "labels")
+    rows = [
+        {**row, **{name: row[name][length:] + row[name][:length] for name in names if name in row}}
+        for row in make_rows(task, 6)
+        for length in [sum(row["attention_mask"])]
+    ]
+    expected = new_trainer(model, rows).predict(rows)
+    trainer = new_trainer(model, rows, jit_mode_eval=True, group_eval_by_length=True)
+    seen, shapes = shapes_of(trainer, rows, monkeypatch)
+    assert {shape[1] for shape in shapes} == {40}
+    kept = np.array([row["attention_mask"] for row in rows]).astype(bool)
+    one, other = (np.stack(output.predictions[:2]) if task == "question-answering" else output.predictions[None]
+                  for output in (seen, expected))  # fmt: skip
+    np.testing.assert_allclose(one[:, kept], other[:, kept], atol=1e-5)
 
 
 def test_nested_arrays_are_put_back_in_order():
