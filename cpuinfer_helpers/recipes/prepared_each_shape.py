@@ -12,7 +12,6 @@ import torch
 from cpuinfer_helpers.by_shape import Answer, EachShape, Shape
 from cpuinfer_helpers.copies import EagerModel
 from cpuinfer_helpers.recipes.prepared import PreparedModel
-from cpuinfer_helpers.signature import all_tensors
 
 HOW = "by the recipe, once for each shape"
 
@@ -69,7 +68,7 @@ class PreparedEachShape(EachShape, PreparedModel):
             If an input is missing or unknown, or is a constant with another value.
         """
         self._refuse_fork()
-        if inputs.keys() != self._names or not all_tensors(inputs):
+        if not self._inputs.fit(inputs):
             inputs = self._inputs.only_tensors(inputs)
         return self._answer_at(inputs)
 
@@ -78,8 +77,12 @@ class PreparedEachShape(EachShape, PreparedModel):
         return _answer_of(prepared), prepared
 
     def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        with torch.no_grad():
-            return self._model(**inputs, **self._inputs.constants)
+        try:
+            with torch.no_grad():
+                return self._model(**inputs, **self._inputs.constants)
+        except Exception as error:  # of the model
+            self._inputs.blame(inputs, error)
+            raise
 
     def _note(self) -> None:
         made = [prepared for _, prepared in self._traces.values()]
