@@ -248,6 +248,21 @@ def test_a_shape_that_onednn_graph_cannot_compile_runs_as_it_is(bert, monkeypatc
     assert caplog.text.count("could not add op to the graph") == 1
 
 
+def test_a_shape_whose_plan_gives_other_answers_runs_as_it_is(bert, monkeypatch):
+    prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
+    per_shape = prepared._answer.answer
+    wrong = per_shape._new_function
+
+    def off_by_a_percent():
+        function = wrong()
+        return lambda *tensors: {name: tensor * 1.01 for name, tensor in function(*tensors).items()}
+
+    monkeypatch.setattr(per_shape, "_new_function", off_by_a_percent)
+    for _ in range(6):
+        assert _error(prepared, bert, _inputs(3, 20)) < 1e-5
+    assert len(per_shape._refused) == 1
+
+
 def test_inputs_that_the_model_refuses_change_no_plan(bert):
     prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
     wrong = _inputs(3, 16)
