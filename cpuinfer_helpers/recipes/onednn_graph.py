@@ -49,7 +49,8 @@ class PerShape:
 
     The first call of a shape runs the graph as it is, which costs little where a shape comes only once: its linear
     layers are packed and fused all the same. The next three calls are slower, while TorchScript looks at the shapes,
-    oneDNN Graph compiles, and what it has made is compared with the graph as it is. Seen on BERT-base in BF16 at (8, 160), AMD EPYC (Zen 5): 260 ms, 300, 330, then
+    oneDNN Graph compiles, and what it has made is compared with the graph as it is. Seen on BERT-base in BF16 at
+    (8, 160), AMD EPYC (Zen 5), without the comparison, which is one more call of the first kind: 260 ms, 300, 330, then
     250; without the first step 300, 330, 250.
 
     Parameters
