@@ -53,11 +53,11 @@ def padded_left(request, tmp_path):
 
 
 def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(padded_left, new_args):
-    task, rows = padded_left, task_rows(padded_left, limit=12)
+    task, rows = padded_left, task_rows(padded_left, limit=4)
     of_tokens = task.name == "token-classification"
     kind = transformers.DataCollatorForTokenClassification if of_tokens else transformers.DataCollatorWithPadding
-    expected = cpu.load_task(task.name).evaluate(limit=12)
-    assert task.evaluate(limit=12, pad_to=384).predictions == expected.predictions
+    expected = cpu.load_task(task.name).evaluate(limit=4)
+    assert task.evaluate(limit=4, pad_to=384).predictions == expected.predictions
     for options in ({}, {"jit_mode_eval": True, "group_eval_by_length": True}):
         trainer = JitTrainer(model=task.trained_model, args=new_args(**options), data_collator=kind(task.tokenizer))
         assert rows.score(trainer.predict(rows.rows).predictions).predictions == expected.predictions
