@@ -109,3 +109,21 @@ def test_short_examples_are_varied_too(length):
 def test_without_a_mask_nothing_is_padded():
     padding = by_name({"input_ids": ids(2, 12)})["padding"].alternatives[0]
     assert padding.inputs is None and "no attention mask" in padding.note
+
+
+def test_rows_of_mostly_padding_are_asked_at_the_examples_own_size_and_far_beyond():
+    named = by_name({"input_ids": ids(2, 24), "attention_mask": torch.ones(2, 24, dtype=torch.long)})
+    asked = (question.alternatives[0] for question in named.values())
+    masks = {variation.name: variation.inputs["attention_mask"] for variation in asked if variation.inputs}
+    assert masks["mostly padding"].shape == (2, 24) and masks["mostly padding"].sum(dim=1).tolist() == [12, 6]
+    far = masks["far longer, mostly padding"]
+    assert far.shape[1] > 100 and far.sum().item() == far.shape[1] // 4
+
+
+def test_only_rows_that_are_equal_by_mistake_are_kept_together():
+    texts, images = ids(2, 7), torch.rand(2, 3, 32, 32)
+    same = {"input_ids": texts, "pixel_values": images}
+    other = {"input_ids": texts[:1], "pixel_values": images}
+    for example, kept in ((same, True), (other, False)):
+        alone = [question for question in plan(None, example) if question.part and question.part[0][1] == 0]
+        assert alone and all(question.keeps_rows is kept for question in alone)
