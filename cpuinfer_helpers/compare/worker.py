@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from cpuinfer_helpers.machine import freed_memory_kept
 from cpuinfer_helpers.mixed_lengths import measure_mixed_lengths
 from cpuinfer_helpers.outputs import take_apart
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe, prepare
-from cpuinfer_helpers.recipes.preparation import verify_prepared
+from cpuinfer_helpers.recipes.preparation import prepare_like, verify_prepared
 from cpuinfer_helpers.reference import Reference, run_seeded
 from cpuinfer_helpers.timing import count_flops, measure, roofline, seconds_of
 
@@ -146,9 +146,17 @@ class Worker:
         """Compare with the original on other batch sizes, lengths and paddings, then let go of it."""
         reference = Reference.of(self.content.pop("model"), self.content["inputs"])
         found = verify_prepared(self.prepared, reference, precision=self.recipe.precision, tolerance=tolerance)
+        checks, difference = found.checks, found.difference
+        if difference and self.prepared.other_ways:
+            other = prepare_like(
+                reference, self.recipe, calibration=self.content.get("calibration", ()), tolerance=tolerance
+            )
+            if other.prepared:
+                self.prepared, checks, difference = other, other.receipt.checks, None
         del reference
         gc.collect()
-        return {"checks": [asdict(check) for check in found.checks], "difference": found.difference}
+        receipt = replace(self.prepared.receipt, checks=checks).to_dict()
+        return {"receipt": receipt, "difference": difference}
 
     def metric(self) -> dict[str, Any]:
         """What the user's own metric says of the prepared model."""

@@ -19,7 +19,7 @@ from cpuinfer_helpers.compare.rounds import MIN_ROUNDS, TURN_S, Rounds
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.display import GrowingTable, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.receipts import Check
+from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 
@@ -206,8 +206,7 @@ class Search:
                 return replace(row, status=_slower(candidate, best))
             self._stage(recipe, "verifying")
             seen = self._session.ask(child, "verify", tolerance=self.tolerance)
-            checks = tuple(Check(**check) for check in seen["checks"])
-            row = replace(row, receipt=replace(row.receipt, checks=checks))
+            row = replace(row, receipt=Receipt.from_dict(seen["receipt"]))
             if seen["difference"]:
                 return replace(row, status=f"fell back: {seen['difference']}")
         self._stage(recipe, "comparing answers")

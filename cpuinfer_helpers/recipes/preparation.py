@@ -325,7 +325,9 @@ class _Job:
             spec=spec,
             dtypes={name: self.reference.expected[name].dtype for name in spec.tensor_names()},
             receipt=self._receipt(build, spec),
-            build=build,
+            # What makes the others holds the eager model.
+            build=replace(build, otherwise=None),
+            other_ways=build.otherwise is not None,
             config=self.reference.config,
         )
 

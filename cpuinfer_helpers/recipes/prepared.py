@@ -41,6 +41,9 @@ class PreparedModel(Displayed, Carried):
         The model's configuration, as ``model.config``; None for models without one.
     sizes : Sizes
         Which sizes of the inputs were compared with the model; calls with others are refused.
+    other_ways : bool
+        Whether the recipe has other ways to make it, which :func:`~cpuinfer_helpers.prepare` tries where the answers
+        turn out to differ.
     """
 
     _shared = ("build", "_answer", "_output")
@@ -59,8 +62,10 @@ class PreparedModel(Displayed, Carried):
         build: Build | None = None,
         config: Any = None,
         sizes: Sizes = ANY_SIZE,
+        other_ways: bool = False,
     ) -> None:
         self.recipe = recipe
+        self.other_ways = other_ways
         self.receipt = receipt
         self.build = build
         self.config = config

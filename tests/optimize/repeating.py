@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ def _answering(change: Callable[[torch.Tensor], torch.Tensor], repeat: int = FEW
     return build
 
 
+def in_two_ways(request: Request) -> Build:
+    """The wrong answers, and when they were seen to be wrong, the right ones."""
+    return replace(_answering(wrong)(request), otherwise=lambda: _answering(same)(request))
+
+
 def same(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
@@ -82,6 +88,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "twice-fp32": {"build": _answering(same, 2 * TIMES)},
     "coarse-bf16": {"build": _answering(one_percent_off)},
     "wrong-fp32": {"build": _answering(wrong)},
+    "ways-fp32": {"build": in_two_ways},
     "crashing-fp32": {"build": crash},
     "hanging-fp32": {"build": hang},
     "lacking-fp32": {"build": crash, "needs": ("no-such-distribution",)},

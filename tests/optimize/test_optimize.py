@@ -17,7 +17,7 @@ from cpuinfer_helpers.optimize import optimizing, search
 from cpuinfer_helpers.optimize.search import in_order, metric_holds
 from cpuinfer_helpers.recipes import base
 
-EVERY_KIND = tuple(name for name in KINDS if name != "hanging-fp32")
+EVERY_KIND = tuple(name for name in KINDS if name not in ("hanging-fp32", "ways-fp32"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +71,14 @@ def test_each_recipe_has_its_row(optimized: cpu.OptimizedModel, recipe: str, sta
 def test_it_shows_the_choice_and_the_table(optimized: cpu.OptimizedModel) -> None:
     assert str(optimized).startswith(f"Repeating: {optimized.recipe}, ")
     assert "crashed: SIGABRT" in str(optimized) and "crashed: SIGABRT" in optimized.table().as_html()
+
+
+def test_a_recipe_that_is_right_in_another_way_is_measured_in_that_one() -> None:
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("ways-fp32"), budget_s=60)
+    row = optimized.comparison["ways-fp32"]
+    assert row.successful and row.receipt.verified and optimized.recipe == "ways-fp32"
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(**make_inputs())["logits"], make_model()(**make_inputs())["logits"])
 
 
 def test_rows_are_told_as_they_come(capfd: pytest.CaptureFixture[str]) -> None:

@@ -623,6 +623,8 @@ def test_another_way_is_taken_where_the_answers_differ(bert, bert_inputs) -> Non
     recipe, built = in_ways(lambda tensor: tensor + 1, lambda tensor: tensor, lambda tensor: tensor)
     prepared = prepare(recipe, bert, bert_inputs)
     assert prepared.receipt.runs == "way 1" and built == [0, 1] and prepared.receipt.verified
+    # It would keep the eager model in memory.
+    assert prepared.build.otherwise is None
 
 
 def test_without_a_right_way_the_first_one_says_why(bert, bert_inputs) -> None:
