@@ -58,8 +58,15 @@ class BoundInputs:
         dtypes = [str(one.dtype).removeprefix("torch.") for one in (tensor, self.tensors[name])]
         return f"{name} is of {dtypes[0]}, and was of {dtypes[1]} in the example"
 
-    def only_tensors(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def only_tensors(self, given: Mapping[str, Any], *, some: bool = False) -> dict[str, torch.Tensor]:
         """The tensors of a call, without entries that are None and constants of the same value.
+
+        Parameters
+        ----------
+        given
+            What the call was given.
+        some
+            The eager model answers, which tells itself what it cannot do without.
 
         Raises
         ------
@@ -73,9 +80,10 @@ class BoundInputs:
                     f"{name} was traced as {value!r} and is a constant now, not {given[name]!r}; trace again with it"
                 )
         for name in self.tensors:
-            check_tensor(name, tensors.get(name))
+            if name in tensors or not some:
+                check_tensor(name, tensors.get(name))
         missing = [name for name in self.tensors if name not in tensors]
-        if missing:
+        if missing and not some:
             raise InputError(f"{missing[0]!r} is missing: this trace takes {', '.join(self.tensors)}")
         unknown = [name for name in tensors if name not in self.tensors]
         if unknown:

@@ -147,11 +147,11 @@ class TracedModel(Displayed, Carried):
         InputError
             If an input is missing, is not one of the example's, is no tensor, is of a dtype with which it fails, or is
             a constant with another value than in the example; or has a size beyond those at which it was compared
-            with the model. The eager model in its place takes any size.
+            with the model. The eager model in its place takes any size, and fewer inputs where it can.
         """
         self._refuse_fork()
         if not self._inputs.fit(inputs):
-            inputs = self._inputs.only_tensors(inputs)
+            inputs = self._inputs.only_tensors(inputs, some=self.module is None)
         if self.module is not None:
             self.sizes.refuse_others(inputs)
         try:

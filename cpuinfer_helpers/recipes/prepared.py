@@ -131,11 +131,11 @@ class PreparedModel(Displayed, Carried):
         InputError
             If an input is missing or unknown, is no tensor, is of a dtype with which it fails, is a constant with
             another value, or has a size beyond those that were compared with the model. The eager model in its place
-            takes any size.
+            takes any size, and fewer inputs where it can.
         """
         self._refuse_fork()
         if not self._inputs.fit(inputs):
-            inputs = self._inputs.only_tensors(inputs)
+            inputs = self._inputs.only_tensors(inputs, some=not self.prepared)
         if self.prepared:
             self.sizes.refuse_others(inputs)
         try:

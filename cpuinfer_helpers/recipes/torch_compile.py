@@ -39,7 +39,7 @@ def _build(request: Request, precision: Context, how: str) -> Build:
     model = attention_copy(request, "sdpa")
     constants = named_inputs(model, request.inputs).constants
     # The compiler writes there. Where it cannot, its import breaks off, and cannot be done again in this process.
-    with temporary_folder(), libraries_quiet():
+    with temporary_folder(), libraries_quiet(), switches.environment_kept(*_VARIABLES):
         from torch._inductor import config
 
         # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives

@@ -131,7 +131,7 @@ def test_int8_without_calibration_rows_uses_the_example_and_says_so(seen: dict[s
 
 @needs_ipex
 def test_a_calibration_row_that_does_not_fit_is_named(seen: dict[str, Any]) -> None:
-    assert "calibration row 8: 'attention_mask' is missing" in seen["bert"]["bad row"]["reason"]
+    assert "calibration[8]: 'attention_mask' is missing" in seen["bert"]["bad row"]
 
 
 @needs_ipex
