@@ -10,6 +10,8 @@ import torch
 
 from cpuinfer_helpers.errors import ArtifactError
 
+_OF_THE_PROCESS = ("_process", "_threads")
+
 
 class Carried:
     """Base of the models that this package makes.
@@ -23,13 +25,13 @@ class Carried:
     _shared: tuple[str, ...] = ()
     _derived: tuple[str, ...] = ()
     _elsewhere = "prepare the model in the other process"
-    # Whether what answers has threads of its own beside PyTorch's.
+    # Whether what answers has threads of its own, or was compiled for more than one.
     _own_threads = False
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        """Note in which process it is made."""
+        """Note in which process it is made, and with how many threads."""
         new = super().__new__(cls)
-        new._process = os.getpid()
+        new._process, new._threads = os.getpid(), torch.get_num_threads()
         return new
 
     @property
@@ -41,19 +43,17 @@ class Carried:
 
     def _refuse_fork(self) -> None:
         """Raise where a call in this process could wait for threads that only its parent has."""
-        if os.getpid() != self._process and (self._own_threads or torch.get_num_threads() > 1):
-            remedy = "" if self._own_threads else "call torch.set_num_threads(1) in it first, "
-            raise ArtifactError(
-                f"{type(self).__name__} was made in process {self._process} and is called in a fork of it, where its "
-                f"threads do not exist and the call could hang: {remedy}start processes by 'spawn', or "
-                f"{self._elsewhere}"
-            )
+        if os.getpid() == self._process:
+            # What is compiled in a call may be compiled for as many.
+            self._threads = max(self._threads, torch.get_num_threads())
+            return
+        refuse_fork(self, self._process, self._elsewhere, own_threads=self._own_threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         for name, value in self._state().items():
-            shared = name == "_process" or (self._compiled and name in self._shared)
+            shared = name in _OF_THE_PROCESS or (self._compiled and name in self._shared)
             vars(new)[name] = value if shared else copy.deepcopy(value, memo)
         new._derive()
         return new
@@ -69,11 +69,39 @@ class Carried:
             raise ArtifactError(
                 f"{type(self).__name__} holds what was compiled here and cannot be pickled: {self._elsewhere}"
             )
-        state = {name: value for name, value in self._state().items() if name != "_process"}
+        state = {name: value for name, value in self._state().items() if name not in _OF_THE_PROCESS}
         return _restored, (type(self), state)
 
     def _state(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in self._derived}
+
+
+def refuse_fork(made: object, process: int, elsewhere: str, *, own_threads: bool = False) -> None:
+    """Raise where a call in this process could wait for threads that only the process that it was forked from has.
+
+    Parameters
+    ----------
+    made
+        What is called.
+    process
+        Where it was made.
+    elsewhere
+        What to do instead, for the message.
+    own_threads
+        Whether it has threads of its own, or was compiled for more than one.
+
+    Raises
+    ------
+    ArtifactError
+        In another process, unless it computes in one thread there and needs no other.
+    """
+    if os.getpid() == process or not (own_threads or torch.get_num_threads() > 1):
+        return
+    remedy = "" if own_threads else "call torch.set_num_threads(1) in it first, "
+    raise ArtifactError(
+        f"{type(made).__name__} was made in process {process} and is called in a fork of it, where its threads do not "
+        f"exist and the call could hang: {remedy}start processes by 'spawn', or {elsewhere}"
+    )
 
 
 def _restored(kind: type[Carried], state: dict[str, Any]) -> Carried:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 import sys
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO, TextIO
 
+import numpy as np
 import torch
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -62,9 +64,35 @@ def held_if_free() -> Iterator[bool]:
 
 @contextmanager
 def compiled_call() -> Iterator[None]:
-    """Hold the lock of calls that patch the settings of torch.compile: up to torch 2.8 all threads share those."""
+    """Hold the lock of all that compiles with torch.compile, which any call may, and put back what that leaves behind.
+
+    Up to torch 2.8 all threads share the settings that such a call patches. The compiler leaves variables in the
+    environment for processes of its own, and raises Python's recursion limit. Whoever holds the other lock may take
+    this one, never the other way round.
+    """
     with _compiled:
-        yield
+        before, depth = _environment_of(*_OF_THE_COMPILER), sys.getrecursionlimit()
+        try:
+            yield
+        finally:
+            _put_back_environment(before, *_OF_THE_COMPILER)
+            sys.setrecursionlimit(depth)
+
+
+_OF_THE_COMPILER = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
+
+
+def _environment_of(*beginnings: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in list(os.environ) if name.startswith(beginnings or "")}
+
+
+def _put_back_environment(before: dict[str, str], *beginnings: str) -> None:
+    after = _environment_of(*beginnings)
+    for name in after.keys() - before.keys():
+        os.environ.pop(name, None)
+    for name, value in before.items():
+        if after.get(name) != value:
+            os.environ[name] = value
 
 
 @contextmanager
@@ -72,6 +100,18 @@ def random_state_kept() -> Iterator[None]:
     """Put PyTorch's random state, which all threads share, back at the end of the block."""
     with _lock, torch.random.fork_rng(devices=[]):
         yield
+
+
+@contextmanager
+def pythons_random_state_kept() -> Iterator[None]:
+    """Put the random states of Python and NumPy back at the end of the block: some libraries draw while imported."""
+    with _lock:
+        of_python, of_numpy = random.getstate(), np.random.get_state()
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 @contextmanager
@@ -130,20 +170,14 @@ def environment(name: str, value: str) -> Iterator[None]:
 @contextmanager
 def environment_kept(*beginnings: str) -> Iterator[None]:
     """Put the variables of the environment whose names begin so back as they were; all of them unless any are given."""
-
-    def own() -> dict[str, str]:
-        return {name: value for name, value in os.environ.items() if name.startswith(beginnings or "")}
-
     # Not held inside: what leaves such variables may wait for processes of its own.
     with _lock:
-        before = own()
+        before = _environment_of(*beginnings)
     try:
         yield
     finally:
         with _lock:
-            for name in own().keys() - before.keys():
-                os.environ.pop(name, None)
-            os.environ.update(before)
+            _put_back_environment(before, *beginnings)
 
 
 @contextmanager

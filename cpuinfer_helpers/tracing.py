@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -156,6 +156,13 @@ def frozen(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return torch.jit.freeze(module)
 
 
+def _autocast_now() -> Callable[[], torch.autocast]:
+    """Makes a context in which autocast is as it is now, in this thread."""
+    dtype, cached = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
+    enabled = torch.is_autocast_enabled("cpu")
+    return lambda: torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=cached)
+
+
 @dataclass
 class _Job:
     """One request to trace a model: carries what is seen on the way into the receipt."""
@@ -168,6 +175,8 @@ class _Job:
     warnings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     seconds: float = 0.0
+    # That of whoever asked for the model: a call that meets a new shape may have another, which is not to be traced.
+    autocast: Callable[[], torch.autocast] = field(default_factory=_autocast_now)
     requested: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -234,7 +243,7 @@ class _Job:
         )
 
     def _make(self, tensors: dict[str, torch.Tensor]) -> ShapeTrace:
-        with switches.held(), torch.inference_mode(False):
+        with switches.held(), torch.inference_mode(False), self.autocast():
             return self._again(tensors)._first_right_at_shape()
 
     def _ways(self) -> Iterator[_Job]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
+import signal
 import sys
 import threading
 import time
@@ -14,23 +16,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+import torch._dynamo.config
 import torch._functorch.vmap
+import torch._inductor.config
 
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers import machine
 from cpuinfer_helpers.recipes import get_recipe
 from tests.conftest import make_bert, make_inputs
 
 RECIPES = (
+    "eager-bf16",
     "torchscript-fp32",
     "onednn-graph-fp32",
     "openvino-fp32",
     "onnxruntime-fp32",
     "bettertransformer-fp32",
 )
+# Takes long.
+COMPILED = ("compile-fp32",)
+# These change all else that is made in their process, so they have one of their own.
+IPEX = ("ipex-fp32", "ipex-bf16")
 SHAPES = tuple((batch, length) for batch in (1, 2, 3) for length in (4, 7, 8, 12, 16, 19, 24, 32))
-# FP32 kernels add in another order; the answers are of the size of 0.1 to 1.
-_LARGEST_ERROR = 1e-4
+# FP32 kernels add in another order, BF16 has 8 bits; the answers are of the size of 0.1 to 1.
+_LARGEST_ERRORS = {"fp32": 1e-4, "bf16": 3e-2}
 
 
 class Marked(torch.autograd.Function):
@@ -78,14 +89,14 @@ class Soak:
 
     def turn(self, name: str, make: Callable[[], Any]) -> None:
         """Make a model in one way and call it with every shape."""
-        started = time.perf_counter()
+        started, largest = time.perf_counter(), _LARGEST_ERRORS["bf16" if name.endswith("bf16") else "fp32"]
         try:
             made = make()
             if made.reason:
                 self.faults.append(f"{name} fell back: {made.reason}")
             for inputs, wanted in self.cases:
                 error = (made(**inputs).start_logits - wanted).abs().max().item()
-                if not error <= _LARGEST_ERROR:
+                if not error <= largest:
                     self.faults.append(f"{name} is wrong by {error:.1e} at {tuple(wanted.shape)}")
                 if self.stop.is_set():
                     return
@@ -107,21 +118,25 @@ class Soak:
             self.done["training steps"] += 1
             time.sleep(0.001)
 
-    def run(self, ways: Mapping[str, Callable[[], Any]], threads: int, turns: int) -> None:
-        """Each thread goes through the ways in turn, each begins with another one."""
-        names = list(ways)
+    def run(self, ways: Mapping[str, Callable[[], Any]], threads: int, turns: Mapping[str, int]) -> None:
+        """Go through the ways in an order that mixes them, each so many times, in so many threads."""
+        names = [name for name in ways for _ in range(turns[name])]
+        random.Random(0).shuffle(names)
+        left = iter(names)
+        guard = threading.Lock()
 
-        def work(number: int) -> None:
-            for turn in range(turns):
-                if self.stop.is_set():
+        def work() -> None:
+            while not self.stop.is_set():
+                with guard:
+                    name = next(left, None)
+                if name is None:
                     return
-                name = names[(number + turn) % len(names)]
                 self.turn(name, ways[name])
                 self.turn_over()
 
         over = threading.Event()
         trainer = threading.Thread(target=self._guarded, args=(self.train, over))
-        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        workers = [threading.Thread(target=work) for _ in range(threads)]
         try:
             for thread in (trainer, *workers):
                 thread.start()
@@ -144,34 +159,79 @@ class Soak:
 
 
 def state() -> dict[str, Any]:
-    """What the whole process shares and nothing of ours may change for good."""
+    """What the whole process shares, or this thread has, and nothing of ours may change for good."""
     gc.collect()
-    autocast = torch._C._jit_set_autocast_mode(True)
-    torch._C._jit_set_autocast_mode(autocast)
     masks = sys.modules.get("transformers.masking_utils")
-    transformers = logging.getLogger("transformers")
     return {
         "stdout, stderr": (sys.stdout, sys.stderr),
         "logging": (logging.root.manager.disable, list(logging.root.handlers), logging.getLoggerClass()),
         "isEnabledFor": logging.Logger.isEnabledFor,
-        "transformers' log": (list(transformers.handlers), transformers.propagate),
+        "loggers": _loggers(),
         "environment": {name: v for name, v in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "working directory": os.getcwd(),
         "file descriptors": _descriptors(),
+        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "hooks": (sys.excepthook, threading.excepthook, sys.displayhook, sys.getrecursionlimit()),
         "warnings": (list(warnings.filters), warnings.showwarning),
-        "JIT switches": (torch.jit.onednn_fusion_enabled(), autocast, torch._C._get_graph_executor_optimize()),
-        "intra-op threads": torch.get_num_threads(),
+        "intra-op threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "CPUs": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
         "Python threads": sorted(thread.name for thread in threading.enumerate()),
-        "default dtype": torch.get_default_dtype(),
+        "memory allocator": machine._memory_kept._count,
         "random state": hash(torch.get_rng_state().numpy().tobytes()),
+        "Python's random state": hash((random.getstate(), np.random.get_state()[1].tobytes())),
         "Function.apply": vars(torch.autograd.Function)["apply"],
         "vmap": torch._functorch.vmap._flat_vmap,
         "masks": getattr(masks, "_vmap_expansion_sdpa", None),
+        "compiler": (torch._dynamo.config.get_config_copy(), torch._inductor.config.get_config_copy()),
+        **_settings_of_torch(),
+    }
+
+
+def _settings_of_torch() -> dict[str, Any]:
+    autocast = torch._C._jit_set_autocast_mode(True)
+    torch._C._jit_set_autocast_mode(autocast)
+    return {
+        "JIT switches": (torch.jit.onednn_fusion_enabled(), autocast, torch._C._get_graph_executor_optimize()),
+        "tracing": torch.jit.is_tracing(),
+        "default dtype": torch.get_default_dtype(),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
+        "backends": (
+            torch.backends.mkldnn.enabled,
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+        ),
+    }
+
+
+def _loggers() -> dict[str, Any]:
+    loggers = logging.root.manager.loggerDict.items()
+    return {
+        name: (log.level, log.propagate, log.disabled, list(log.handlers), list(log.filters))
+        for name, log in list(loggers)
+        if isinstance(log, logging.Logger)
     }
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two states."""
-    return {name: (value, after[name]) for name, value in before.items() if value != after[name]}
+    """What differs between two states, and no more of it than that. Loggers that are new change nothing."""
+    after = {**after, "loggers": {name: after["loggers"].get(name) for name in before["loggers"]}}
+    return {name: _parts(value, after[name]) for name, value in before.items() if value != after[name]}
+
+
+def _parts(before: Any, after: Any) -> tuple[Any, Any]:
+    if isinstance(before, tuple):
+        pairs = [_parts(*pair) for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+        return tuple(one for one, _ in pairs), tuple(other for _, other in pairs)
+    if not isinstance(before, dict):
+        return before, after
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return {name: before.get(name) for name in names}, {name: after.get(name) for name in names}
 
 
 def _descriptors() -> list[str]:

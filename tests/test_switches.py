@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 import re
 import signal
 import sys
@@ -16,6 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._functorch.vmap
@@ -25,7 +27,7 @@ from cpuinfer_helpers import switches
 from cpuinfer_helpers.machine import native_stderr_logged
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.traceable import traceable_operators
-from tests.conftest import no_temporary_folder
+from tests.conftest import no_temporary_folder, seen_in_child
 from tests.soak import Marked, changes, state
 
 PACKAGE = Path(cpu.__file__).parent
@@ -37,8 +39,9 @@ def process_as_before() -> Iterator[None]:
     before = state()
     yield
     changed = changes(before, state())
-    # pytest itself sets these anew between the test and what comes before and after it.
-    assert changed.keys() <= {"stdout, stderr", "logging", "warnings", "file descriptors"}
+    # pytest itself and its plugins set these anew between the test and what comes before and after it.
+    of_pytest = {"stdout, stderr", "logging", "warnings", "file descriptors", "Python's random state"}
+    assert changed.keys() <= of_pytest
 
 
 def elsewhere(function: Callable[[], Any]) -> Any:
@@ -211,6 +214,44 @@ def test_what_is_needed_by_several_is_switched_once():
     assert seen == ["on"]
     second.__exit__(None, None, None)
     assert seen == ["on", "off"]
+
+
+# What is PyTorch's own: its trace log drops the handler for a folder that nobody has asked for, and its compiler keeps
+# threads and a process for the next compilation, which may be another thread's. IPEX says that it changes the process.
+EXPECTED = {"compile-fp32": {"loggers", "Python threads", "file descriptors"}, "ipex-fp32": {"JIT switches"}}
+
+
+def test_the_first_model_of_each_backend_leaves_the_process_as_it_was():
+    names = ("eager-bf16", "torchscript-fp32", "onednn-graph-fp32", "bettertransformer-fp32", "openvino-fp32")
+    names += ("openvino-int8", "onnxruntime-fp32", "onnxruntime-int8", "compile-fp32", "ipex-fp32")
+    found = seen_in_child("-m", "tests.fresh_process", *names)
+    unexpected = {
+        name: {what: text for what, text in changed.items() if what not in EXPECTED.get(name, ())}
+        for name, changed in found.items()
+    }
+    assert {name: changed for name, changed in unexpected.items() if changed} == {}
+
+
+def test_a_compilation_leaves_the_environment_and_the_recursion_limit_as_they_were(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_OF_THE_USER", "before")
+    limit = sys.getrecursionlimit()
+    with switches.compiled_call():
+        os.environ |= {"TORCHINDUCTOR_OF_THE_USER": "changed", "TORCHINDUCTOR_LEFT": "1", "CPUINFER_OTHER": "stays"}
+        sys.setrecursionlimit(limit + 1000)
+    assert os.environ["TORCHINDUCTOR_OF_THE_USER"] == "before" and "TORCHINDUCTOR_LEFT" not in os.environ
+    assert os.environ.pop("CPUINFER_OTHER") == "stays" and sys.getrecursionlimit() == limit
+
+
+def test_libraries_that_draw_random_numbers_take_none_of_the_users():
+    random.seed(3)
+    np.random.seed(3)
+    wanted = random.random(), np.random.rand()
+    random.seed(3)
+    np.random.seed(3)
+    with libraries_quiet():
+        random.random()
+        np.random.rand()
+    assert (random.random(), np.random.rand()) == wanted
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

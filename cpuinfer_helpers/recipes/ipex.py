@@ -30,11 +30,13 @@ from cpuinfer_helpers.machine import (
 )
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.copies import has_own_code, with_attention
+from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.recipes.torchscript import build_of_trace, export_trace, load_trace
 from cpuinfer_helpers.tracing import frozen_trace
 
 logger = logging.getLogger("cpuinfer_helpers")
 
+_NAME = "intel_extension_for_pytorch"
 _CHANGES = "imports IPEX, which replaces kernels, JIT passes and torch.jit.trace until this process ends"
 # IPEX's own known issues say that one gives wrong scales.
 _CALIBRATION_THREADS = 2
@@ -125,14 +127,16 @@ def _build_int8(request: Request) -> Build:
 
 
 def _ipex() -> ModuleType:
-    """The package; what it writes about itself on import goes to the log.
+    """The package; what it writes about itself on import goes to the log, and only its own log keeps its settings.
 
     Raises
     ------
     RecipeError
         If it does not fit what is installed: then it ends the process, or tries to with a function that does not exist.
     """
-    with native_stderr_logged():
+    if _NAME in sys.modules:
+        return sys.modules[_NAME]
+    with libraries_quiet(), switches.compiled_call():
         try:
             import intel_extension_for_pytorch
         except (SystemExit, AttributeError, ImportError, OSError) as error:

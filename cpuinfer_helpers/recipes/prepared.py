@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ from cpuinfer_helpers.sizes import ANY_SIZE, Sizes
 
 Tensors = Mapping[str, torch.Tensor]
 
-# Their runtimes start threads when a model is prepared.
-_WITH_THREADS = ("openvino-", "onnxruntime-")
+# Their runtimes start threads when a model is prepared, or their kernels are compiled for a number of threads.
+_WITH_THREADS = ("openvino-", "onnxruntime-", "onednn-graph-")
+# Compiles again for other inputs and numbers of threads, in threads that only the process itself has.
+_WITH_A_COMPILER = "compile-"
 
 
 class PreparedModel(Displayed, Carried):
     """A model prepared by a recipe, or the eager model that answers in its place; made by :meth:`Recipe.prepare`.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, in the model's own dtype,
-    without gradients.
+    without gradients. It computes in the recipe's precision, also under autocast.
 
     Attributes
     ----------
@@ -84,7 +87,9 @@ class PreparedModel(Displayed, Carried):
 
     @property
     def _own_threads(self) -> bool:
-        return self.prepared and self.recipe.startswith(_WITH_THREADS) and self.receipt.threads != 1
+        if self.recipe.startswith(_WITH_A_COMPILER):
+            return self.prepared
+        return self.prepared and self.recipe.startswith(_WITH_THREADS) and self._threads > 1
 
     def _derive(self) -> None:
         self._names = self._inputs.tensors.keys()
@@ -148,7 +153,8 @@ class PreparedModel(Displayed, Carried):
     def _run(self, inputs: dict[str, torch.Tensor]) -> Any:
         if self._answer is None:
             return self._model(**inputs, **self._inputs.constants)
-        return self._output(self._in_own_dtype(self._answer(inputs)))
+        with _no_autocast():
+            return self._output(self._in_own_dtype(self._answer(inputs)))
 
     @property
     def fixed_sizes(self) -> dict[str, torch.Size]:
@@ -173,3 +179,8 @@ class PreparedModel(Displayed, Carried):
     def table(self) -> Table:
         """The receipt's table."""
         return self.receipt.table()
+
+
+def _no_autocast() -> AbstractContextManager[Any]:
+    """What a recipe made has a precision of its own: autocast around a call would make another plan of its graph."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()

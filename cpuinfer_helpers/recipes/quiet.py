@@ -31,6 +31,7 @@ def libraries_quiet() -> Iterator[list[str]]:
     printed = io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.enter_context(switches.held())
+        stack.enter_context(switches.pythons_random_state_kept())
         stack.enter_context(_logging_restored())
         stack.enter_context(_no_telemetry())
         stack.enter_context(_no_progress_bars())

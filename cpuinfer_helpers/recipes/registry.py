@@ -69,6 +69,22 @@ def get_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
+def is_ours(recipe: Recipe) -> bool:
+    """Whether this very recipe is one of this package's, in the registry or beside it."""
+    return _ours().get(recipe.name) is recipe
+
+
+def our_recipe(name: str) -> Recipe:
+    """The recipe of this package that has a name, also of those that are not in the registry."""
+    return _ours()[name]
+
+
+def _ours() -> dict[str, Recipe]:
+    from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
+
+    return {**IPEX_VARIANTS, **_registry()}
+
+
 @cache
 def _registry() -> dict[str, Recipe]:
     recipes = sorted(_found(), key=_order)

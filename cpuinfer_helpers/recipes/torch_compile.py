@@ -7,6 +7,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,9 +21,6 @@ from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
 from cpuinfer_helpers.recipes.copies import attention_of
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.scratch import temporary_folder
-
-# What the compiler leaves in the environment for processes of its own.
-_VARIABLES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
 
 Context = Callable[[], contextlib.AbstractContextManager]
 
@@ -39,22 +37,24 @@ def _build(request: Request, precision: Context, how: str) -> Build:
     model = attention_copy(request, "sdpa")
     constants = named_inputs(model, request.inputs).constants
     # The compiler writes there. Where it cannot, its import breaks off, and cannot be done again in this process.
-    with temporary_folder(), libraries_quiet(), switches.environment_kept(*_VARIABLES):
+    with temporary_folder(), libraries_quiet(), switches.compiled_call():
         from torch._inductor import config
 
         # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives
         # up and runs the model eagerly. One with symbolic sizes is as fast (BERT-base at (1, 384) and (1, 128)).
-        compiled = torch.compile(model, dynamic=True)
+        compiled = torch.compile(_with_own_code(model), dynamic=True)
 
     def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
         # All of these decide which graph runs, and are read at every call. Graphs with frozen weights come back from
         # the cache on disk even if they were compiled while another CPU capability was in force, and then answer
         # wrongly (seen with torch 2.8, with ATEN_CPU_CAPABILITY=avx2 after a run without it).
         settings = {"freezing": True, "force_disable_caches": True}
-        with switches.compiled_call(), torch.no_grad(), config.patch(settings), precision():
+        # The caller's inference mode would get graphs of its own.
+        usual = torch.inference_mode(False)
+        with switches.compiled_call(), usual, torch.no_grad(), config.patch(settings), precision():
             return take_apart(compiled(**_plain(tensors), **constants))[0]
 
-    with libraries_quiet() as warnings, switches.environment_kept(*_VARIABLES), _counted() as seen:
+    with libraries_quiet() as warnings, _counted() as seen:
         # A batch of one has a graph of its own: make both now, not in the middle of serving.
         for rows in _one_and_two_rows(request.inputs.tensors):
             answer(rows)
@@ -70,12 +70,30 @@ def _build(request: Request, precision: Context, how: str) -> Build:
     )
 
 
+def _with_own_code(model: torch.nn.Module) -> Callable[..., Any]:
+    """A function that calls the model, with a code object of its own.
+
+    torch.compile counts graphs by code object, and all models of a class share that of its ``forward``: after eight
+    graphs, of however many models, it would run the ninth eagerly.
+    """
+
+    def call(**inputs: Any) -> Any:
+        return model(**inputs)
+
+    call.__code__ = call.__code__.replace()
+    return call
+
+
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, with views copied: torch.compile takes a slice for another kind of input and compiles anew."""
+    """The tensors, with views and those of inference mode copied, for which torch.compile would compile anew."""
     return {
-        name: tensor.contiguous() if tensor._base is None else tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor.clone(memory_format=torch.contiguous_format) if _is_special(tensor) else tensor.contiguous()
         for name, tensor in tensors.items()
     }
+
+
+def _is_special(tensor: torch.Tensor) -> bool:
+    return tensor.is_inference() or tensor._base is not None
 
 
 def _one_and_two_rows(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

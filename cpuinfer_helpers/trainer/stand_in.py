@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from cpuinfer_helpers.carrying import refuse_fork
 from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.signature import argument_names
@@ -22,6 +24,8 @@ logger = logging.getLogger("cpuinfer_helpers")
 
 class StandIn(torch.nn.Module):
     """Answers in place of a model, and has no parameters, so that the Trainer can neither cast nor move the model.
+
+    A copy of it, in this process or another, has the model and the plan, and prepares for its own first batch.
 
     Parameters
     ----------
@@ -50,9 +54,15 @@ class StandIn(torch.nn.Module):
         # In a tuple: a module given as an attribute would become a part of this one.
         self._model = (model,)
         self._ready: dict[tuple[Any, ...], Ready] = {}
+        self._process = os.getpid()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What was compiled stays here."""
+        return type(self), (self._model[0], self.plan)
 
     def forward(self, *by_position: Any, **inputs: Any) -> Any:
         """Answer a batch in the model's own output class; a new kind of batch is prepared for first."""
+        refuse_fork(self, self._process, "evaluate in the process that made the Trainer")
         if by_position:
             inputs |= zip(argument_names(self._model[0]), by_position, strict=False)
         labels = {name: inputs.pop(name) for name in self.plan.label_names if inputs.get(name) is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -229,17 +230,42 @@ def _unharmed(trainer: transformers.Trainer) -> Iterator[transformers.Trainer]:
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """Warnings and errors of transformers' Trainer, also where the user has silenced them."""
+    """Warnings and errors that transformers' Trainer gives in this thread, also where the user has silenced them."""
     found: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage())
-    log = logging.getLogger("transformers.trainer")
-    level = log.level
-    with switches.attributes(log, disabled=False, propagate=False):
-        log.addHandler(handler)
-        log.setLevel(logging.WARNING)
+    handler, thread = logging.Handler(logging.WARNING), threading.get_ident()
+
+    def emit(record: logging.LogRecord) -> None:
+        if threading.get_ident() == thread:
+            found.append(record.getMessage())
+
+    handler.emit = emit
+    with _heard.needed():
+        _log.addHandler(handler)
         try:
             yield found
         finally:
-            log.removeHandler(handler)
-            log.setLevel(level)
+            _log.removeHandler(handler)
+
+
+class _Heard:
+    """Has the Trainer's log go to the handlers here, and nowhere else, while anybody verifies one."""
+
+    def __init__(self) -> None:
+        self._before: tuple[bool, bool, int] = (False, True, logging.NOTSET)
+        # The lock is not held meanwhile: an evaluation may wait for processes and threads of the user's.
+        self.needed = switches.Counted(self._listen, self._put_back).needed
+
+    def _listen(self) -> None:
+        self._before = (_log.disabled, _log.propagate, _log.level)
+        self._set(False, False, logging.WARNING)
+
+    def _put_back(self) -> None:
+        self._set(*self._before)
+
+    def _set(self, disabled: bool, propagate: bool, level: int) -> None:
+        _log.disabled, _log.propagate = disabled, propagate
+        _log.setLevel(level)
+
+
+_log = logging.getLogger("transformers.trainer")
+_heard = _Heard()

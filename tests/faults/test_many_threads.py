@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import each_shape, switches
+from cpuinfer_helpers.recipes import get_recipe
 from tests import soak
 from tests.conftest import make_bert, make_inputs
 
@@ -18,7 +20,7 @@ def test_threads_that_do_everything_at_once_change_nothing():
     for name, make in ways.items():
         work.turn(name, make)
     before = soak.state()
-    work.run(ways, threads=4, turns=2)
+    work.run(ways, threads=4, turns=dict.fromkeys(ways, 1))
     assert work.faults == []
     assert soak.changes(before, soak.state()) == {}
     assert work.done["training steps"] > 10
@@ -127,3 +129,81 @@ def test_the_lock_is_not_held_while_a_model_that_is_ready_answers():
         alone = not called.is_alive()
     called.join()
     assert alone
+
+
+class BranchesByLength(torch.nn.Module):
+    """No one trace is right, and each has a product, which autocast computes in BF16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.linear = torch.nn.Linear(8, 4)
+
+    def forward(self, features):
+        return self.linear(features) * (2 if features.shape[1] > 6 else 3)
+
+
+def features(length: int) -> torch.Tensor:
+    return torch.randn(2, length, 8, generator=torch.Generator().manual_seed(length))
+
+
+MODES = {
+    "gradients": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast without a cache": lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+    "no autocast": lambda: torch.autocast("cpu", enabled=False),
+}
+
+
+def mode_of_this_thread() -> dict:
+    found = soak.state()
+    return {name: found[name] for name in ("gradients", "autocast", "tracing", "default dtype")}
+
+
+@pytest.mark.parametrize("make", ["each shape", "onednn-graph-fp32", "openvino-fp32", "onnxruntime-fp32"])
+def test_calls_leave_the_mode_of_every_thread_as_it_is(make):
+    example = {"features": features(5)}
+    if make == "each shape":
+        made = cpu.trace_model(BranchesByLength().eval(), example, each_shape=True)
+    elif get_recipe(make).can_run:
+        made = cpu.prepare(make, BranchesByLength().eval(), example, verify=False)
+    else:
+        pytest.skip(get_recipe(make).why_not)
+
+    def call(number: int) -> None:
+        enter = list(MODES.values())[number]
+        with enter():
+            before = mode_of_this_thread()
+            # A shape that nobody has seen, one that others may be making a trace of, and one that is known.
+            for length in (7 + number, 14, 5):
+                made(features=features(length))
+                assert mode_of_this_thread() == before
+
+    in_threads(len(MODES), call)
+
+
+@pytest.mark.parametrize("first", MODES)
+def test_a_trace_does_not_keep_the_mode_of_the_call_that_met_its_shape(first):
+    model = BranchesByLength().eval()
+    traced, x = cpu.trace_model(model, {"features": features(5)}, each_shape=True), features(9)
+    with MODES[first]():
+        traced(features=features(9))
+    with torch.no_grad():
+        wanted = model(x)
+    # BF16 would be a hundred times further away.
+    torch.testing.assert_close(traced(features=x), wanted, rtol=0, atol=1e-5)
+    assert not traced.eager_shapes
+
+
+def test_a_model_that_was_traced_under_autocast_makes_further_traces_under_it():
+    model = BranchesByLength().eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        traced = cpu.trace_model(model, {"features": features(5)}, each_shape=True)
+    for length in (5, 9):
+        with torch.no_grad():
+            wanted = model(features(length))
+        # FP32 would be a thousand times nearer.
+        assert 1e-4 < (traced(features=features(length)) - wanted).abs().max() < 0.1

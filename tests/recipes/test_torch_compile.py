@@ -56,6 +56,30 @@ def test_one_graph_answers_every_shape(name, prepared):
     assert graphs() == before
 
 
+@can_compile
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_callers_mode_takes_no_other_graph(mode, prepared):
+    result, model = prepared("compile-fp32")
+    before = graphs()
+    with mode():
+        inputs = make_inputs(3, 9)
+        given = result(**inputs).start_logits
+    with torch.no_grad():
+        assert (given - model(**inputs).start_logits).abs().max() <= TOLERANCES["compile-fp32"]
+    assert graphs() == before
+
+
+@can_compile
+def test_models_of_one_class_do_not_use_up_each_others_graphs():
+    # As many as each of them needs.
+    with torch._dynamo.config.patch(cache_size_limit=2):
+        kept = [
+            prepare("compile-fp32", Rectifier().eval(), {"features": features()}, verify=False, on_failure="raise")
+            for _ in range(2)
+        ]
+    assert [one.receipt.evidence["graphs compiled"] for one in kept] == ["2", "2"]
+
+
 ANSWER = """
 from cpuinfer_helpers.recipes import prepare
 from tests.recipes.peers import Rectifier, errors, features
