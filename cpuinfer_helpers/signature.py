@@ -38,13 +38,16 @@ class BoundInputs:
         )
 
     def blame(self, given: Mapping[str, torch.Tensor], error: Exception) -> None:
-        """Raise of a call that failed what is to blame for it, if an input has another dtype or number of dimensions.
+        """Raise of a call that failed what is to blame for it, if an input is missing or of another kind.
 
         Raises
         ------
         InputError
             That names the input. Such are not refused at once: the eager model takes most of them.
         """
+        missing = [name for name in self.tensors if name not in given]
+        if missing and isinstance(error, TypeError):
+            raise InputError(f"{missing[0]!r} is missing, without which it fails: {first_line(error)}") from error
         for name, tensor in given.items():
             if tensor.dim() != self.tensors[name].dim():
                 raise InputError(

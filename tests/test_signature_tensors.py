@@ -189,6 +189,13 @@ def test_a_fallback_takes_sizes_that_no_comparison_had():
         assert MODELS[name]()(**inputs(70, 900))["found"].shape == (70, 900, 4)
 
 
+def test_a_fallback_does_without_what_its_model_does_without(bert, bert_inputs):
+    fallback = cpu.prepare(cpu.Recipe("no-fp32", "for a test", refuse), bert, bert_inputs)
+    with torch.no_grad():
+        expected = bert(input_ids=bert_inputs["input_ids"]).start_logits
+    torch.testing.assert_close(fallback(input_ids=bert_inputs["input_ids"]).start_logits, expected)
+
+
 def test_an_error_that_no_input_is_to_blame_for_stays_as_it_is(answering):
     """The ids are of the example's dtype, and beyond the words that there are."""
     with pytest.raises((IndexError, RuntimeError)) as caught:
