@@ -18,7 +18,7 @@ help:
 	@echo "make test-avx2     those tests and notebooks that depend on the CPU, with this one held back to AVX2"
 	@echo "make test-current-avx2   the same on the current stack"
 	@echo "make sweep-current the same as make sweep, on the current stack"
-	@echo "make soak          tracing, preparing and calling in 8 threads at once while another one trains (ten minutes)"
+	@echo "make soak          tracing, preparing and calling in 8 threads at once while another one trains (a quarter of an hour)"
 	@echo "make soak-current  the same as make soak, on the current stack"
 	@echo "make doctor        what this machine can do, and whether the installed versions fit together"
 	@echo "make clean         remove both environments and build/"
