@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import InputError, RecipeError, TraceError, first_line
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.signature import BoundInputs
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -28,14 +30,15 @@ Shape = tuple[torch.Size, ...]
 Answer = Callable[[Mapping[str, torch.Tensor]], Any]
 
 
-class EachShape:
-    """Part of a drop-in that has something of its own for each shape of its inputs.
+class EachShape(ABC):
+    """Part of a drop-in that has something of its own for each shape of its inputs; stands before the drop-in's class.
 
-    Its class says how it is made (:meth:`_made_for`), how the eager model answers (:meth:`_run_eager`), and what the
+    Its class says how it is made (:meth:`_made_for`), how the eager model answers (:meth:`_eager_answer`), and what the
     receipt tells of it (:meth:`_note`).
     """
 
     receipt: Receipt
+    _inputs: BoundInputs
     _names: Any
     _model: Any
 
@@ -48,16 +51,39 @@ class EachShape:
         self._made = len(self._traces)
         self._note()
 
+    def _derive(self) -> None:
+        super()._derive()
+        self._guard = threading.RLock()
+
+    def _state(self) -> dict[str, Any]:
+        with self._guard:
+            return super()._state() | {"_traces": self._traces.copy(), "_eager": dict(self._eager)}
+
+    @abstractmethod
     def _made_for(self, inputs: dict[str, torch.Tensor]) -> tuple[Answer, Any]:
         """Make what answers for the shape of these inputs; TraceError or RecipeError where it is not right."""
-        raise NotImplementedError
 
-    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _eager_answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        """What the eager model answers."""
 
+    @abstractmethod
     def _note(self) -> None:
         """Write into the receipt what there is."""
-        raise NotImplementedError
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Answer by what there is for this shape, made now if need be; else by the eager model.
+
+        Raises
+        ------
+        InputError
+            If an input is missing or unknown, is no tensor, is of a dtype with which it fails, or is a constant with
+            another value; and for a shape that there is nothing for, where there is no eager model.
+        """
+        self._refuse_fork()
+        if not self._inputs.fit(inputs):
+            inputs = self._inputs.only_tensors(inputs)
+        return self._answer_at(inputs)
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -72,7 +98,6 @@ class EachShape:
             return {text_of_shape(shape): reason for shape, reason in self._eager.items()}
 
     def _answer_at(self, inputs: dict[str, torch.Tensor]) -> Any:
-        """Answer by what is there for this shape, made now if need be; else by the eager model."""
         shape = tuple(inputs[name].shape for name in self._names)
         found = self._known(shape) or self._new_once(shape, inputs)
         if found is None:
@@ -88,6 +113,14 @@ class EachShape:
             answer = self._run_eager(inputs)
             self._refuse(shape, f"its trace fails on other inputs: {first_line(error)}")
             return answer
+
+    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        try:
+            with torch.no_grad():
+                return self._eager_answer(inputs)
+        except Exception as error:  # of the model
+            self._inputs.blame(inputs, error)
+            raise
 
     def _known(self, shape: Shape) -> tuple[Answer, Any] | None:
         with self._guard:

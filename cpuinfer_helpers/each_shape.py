@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,27 +89,6 @@ class TracedEachShape(EachShape, TracedModel):
         self._make = make
         self._start({shape: (self._answer_of(trace), trace) for shape, trace in traces.items()})
 
-    def _derive(self) -> None:
-        super()._derive()
-        self._guard = threading.RLock()
-
-    def _state(self) -> dict[str, Any]:
-        with self._guard:
-            return super()._state() | {"_traces": self._traces.copy(), "_eager": dict(self._eager)}
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Run the trace of this shape; see :class:`TracedModel` for the rest.
-
-        Raises
-        ------
-        InputError
-            As for :class:`TracedModel`; and for a shape that was never traced, where there is no eager model.
-        """
-        self._refuse_fork()
-        if not self._inputs.fit(inputs):
-            inputs = self._inputs.only_tensors(inputs)
-        return self._answer_at(inputs)
-
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write all traces, a manifest and a probe for each to a folder; see :meth:`TracedModel.save`.
 
@@ -162,13 +140,8 @@ class TracedEachShape(EachShape, TracedModel):
         trace = self._make(inputs)
         return self._answer_of(trace), trace
 
-    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        try:
-            with torch.no_grad():
-                return untouched(self._model)(**{**self._inputs.constants, **inputs})
-        except Exception as error:  # of the model
-            self._inputs.blame(inputs, error)
-            raise
+    def _eager_answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        return untouched(self._model)(**{**self._inputs.constants, **inputs})
 
     def _answer_of(self, trace: ShapeTrace) -> Answer:
         module, build, names = trace.module, builder(trace.spec), tuple(self._names)

@@ -123,7 +123,8 @@ def frozen_trace(
     inputs
         The example.
     padded
-        Trace with padding in the example, for models that look whether there is any.
+        Trace with padding in the example, for models that look whether there is any; only where
+        :func:`~cpuinfer_helpers.variations.with_padding` can put some there.
     random_is_constant
         As for :func:`~cpuinfer_helpers.traceable.traceable_operators`; only where the answers will be verified.
 
@@ -134,15 +135,20 @@ def frozen_trace(
         Those that tracing raised.
     """
     recorded: list[str] = []
-    tensors = with_padding(getattr(model, "config", None), inputs.tensors) if padded else None
-    tensors = inputs.tensors if tensors is None else tensors
+    tensors = with_padding(getattr(model, "config", None), inputs.tensors) if padded else inputs.tensors
     with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
-        adapter = named_inputs(model, inputs)
-        experts, own = number_of_experts(model), own_code_of(model)
-        with traceable_operators(random_is_constant=random_is_constant, experts=experts, own_code=own):
-            module = torch.jit.trace(adapter, example_kwarg_inputs=tensors, check_trace=False, strict=False)
-        module = frozen(module)
+        arguments = {"example_kwarg_inputs": tensors}
+        module = frozen(_traced(model, named_inputs(model, inputs), arguments, random_is_constant))
     return module, tuple(dict.fromkeys(recorded))
+
+
+def _traced(
+    model: torch.nn.Module, adapter: NamedInputs, arguments: Mapping[str, Any], random_is_constant: bool
+) -> torch.jit.ScriptModule:
+    """Trace an adapter of the model with its operators put into a form that a trace can hold."""
+    experts, own = number_of_experts(model), own_code_of(model)
+    with traceable_operators(random_is_constant=random_is_constant, experts=experts, own_code=own):
+        return torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
 
 
 def frozen(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -303,9 +309,7 @@ class _Job:
         started = time.perf_counter()
         try:
             with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
-                experts, own = number_of_experts(self.model), own_code_of(self.model)
-                with traceable_operators(random_is_constant=self.verify, experts=experts, own_code=own):
-                    module = torch.jit.trace(adapter, **arguments, check_trace=False, strict=False)
+                module = _traced(self.model, adapter, arguments, random_is_constant=self.verify)
                 if self.freeze:
                     module = frozen(module)
         except TraceError:

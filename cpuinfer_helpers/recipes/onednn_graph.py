@@ -238,7 +238,7 @@ def _build(request: Request, dtype: torch.dtype, way: _Way = _FIRST_WAY) -> Buil
 
 
 def _otherwise(request: Request, dtype: torch.dtype, way: _Way) -> Callable[[], Build] | None:
-    """What is tried next where the answers differ: no fusions, then a trace with padding, without and with them."""
+    """What is tried next where the answers differ: no fusions, then a trace with padding."""
     if way.fused and not way.padded:
         return lambda: _build(request, dtype, replace(way, fused=False))
     if way.padded or with_padding(request.config, request.inputs.tensors) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -51,38 +50,12 @@ class PreparedEachShape(EachShape, PreparedModel):
         shape: Shape = tuple(tensor.shape for tensor in first.inputs.tensors.values())
         self._start({shape: (_answer_of(first), first)})
 
-    def _derive(self) -> None:
-        super()._derive()
-        self._guard = threading.RLock()
-
-    def _state(self) -> dict[str, Any]:
-        with self._guard:
-            return super()._state() | {"_traces": self._traces.copy(), "_eager": dict(self._eager)}
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Answer by what was prepared for this shape; see :class:`PreparedModel` for the rest.
-
-        Raises
-        ------
-        InputError
-            If an input is missing or unknown, or is a constant with another value.
-        """
-        self._refuse_fork()
-        if not self._inputs.fit(inputs):
-            inputs = self._inputs.only_tensors(inputs)
-        return self._answer_at(inputs)
-
     def _made_for(self, inputs: dict[str, torch.Tensor]) -> tuple[Answer, PreparedModel]:
         prepared = self._make(inputs)
         return _answer_of(prepared), prepared
 
-    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        try:
-            with torch.no_grad():
-                return self._model(**inputs, **self._inputs.constants)
-        except Exception as error:  # of the model
-            self._inputs.blame(inputs, error)
-            raise
+    def _eager_answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        return self._model(**inputs, **self._inputs.constants)
 
     def _note(self) -> None:
         made = [prepared for _, prepared in self._traces.values()]

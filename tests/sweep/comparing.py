@@ -60,8 +60,7 @@ def _usual(sizes: torch.Tensor) -> torch.Tensor:
         return sizes.flatten().nanquantile(_QUANTILE, interpolation="lower").nan_to_num(0.0).expand_as(sizes)
     columns = sizes.reshape(-1, sizes.shape[-1])
     usual = columns.nanquantile(_QUANTILE, dim=0, interpolation="lower").nan_to_num(0.0)
-    usual = usual.clamp(min=_FLOOR * usual.median().item())
-    return usual
+    return usual.clamp(min=_FLOOR * usual.median().item())
 
 
 def flat(output: Any, path: str = "") -> dict[str, torch.Tensor]:
