@@ -142,6 +142,7 @@ def same_shape_plan(config: Any, given: Tensors) -> Iterator[Question]:
     yield _one(shapes.padded("padding", *size, counts=shapes.counts(0)))
     yield _one(shapes.padded("padded tokens changed", *size, counts=shapes.counts(1), other_tokens=True))
     yield _one(shapes.padded("padding on the left", *size, counts=shapes.counts(1), left=True))
+    yield _one(shapes.padded("mostly padding", *size, counts=shapes.counts(3)))
     yield _one(shapes.padded("no padding", *size, counts=[shapes.length] * shapes.batch))
 
 

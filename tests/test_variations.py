@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from cpuinfer_helpers.variations import Question, plan
+from cpuinfer_helpers.variations import Question, plan, same_shape_plan
 
 
 def shapes_of(questions: Iterable[Question], name: str) -> set[tuple[int, ...]]:
@@ -127,3 +127,11 @@ def test_only_rows_that_are_equal_by_mistake_are_kept_together():
     for example, kept in ((same, True), (other, False)):
         alone = [question for question in plan(None, example) if question.part and question.part[0][1] == 0]
         assert alone and all(question.keeps_rows is kept for question in alone)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_trace_of_one_shape_is_asked_for_mostly_padding_too(rows):
+    given = {"input_ids": ids(rows, 24), "attention_mask": torch.ones(rows, 24, dtype=torch.long)}
+    asked = [question.alternatives[0].inputs["attention_mask"] for question in same_shape_plan(None, given)]
+    assert all(mask.shape == (rows, 24) for mask in asked)
+    assert min(int(mask.sum(dim=1).min()) for mask in asked) == 6
