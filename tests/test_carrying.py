@@ -80,6 +80,13 @@ def stand_in(**flags):
     return StandIn(make_bert(**SMALL), plan_of(SimpleNamespace(**flags), ("start_positions", "end_positions")))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What is made for one thread and then called with more needs more: no other test's call may decide here."""
+    with cpu.threads(1):
+        yield
+
+
 @pytest.fixture(scope="module")
 def made():
     kept: dict[tuple[str, int], object] = {}
