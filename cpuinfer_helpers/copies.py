@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def shared_copy(model: torch.nn.Module) -> torch.nn.Module:
     ``inference_mode`` keep no version and cannot be traced, so they are copied.
     """
     with torch.inference_mode(False), torch.no_grad():
-        memo: dict[int, torch.Tensor] = {}
+        memo: dict[int, Any] = _empty_dictionaries(model)
         for parameter in model.parameters():
             memo[id(parameter)] = _usual(parameter) if parameter.is_inference() else parameter
         for buffer in model.buffers():
@@ -92,6 +93,12 @@ def changes_of_call(before: torch.nn.Module, called: torch.nn.Module) -> tuple[s
         names += [name for name, buffer in other._buffers.items() if _was_written(buffer)]
         changed += [f"{path}.{name}".removeprefix(".") for name in names]
     return tuple(changed)
+
+
+def _empty_dictionaries(model: torch.nn.Module) -> dict[int, Any]:
+    """New ones for those that every module keeps its hooks in, by identity; deepcopy takes far longer for each."""
+    values = (value for part in model.modules() for value in vars(part).values())
+    return {id(value): OrderedDict() for value in values if type(value) is OrderedDict and not value}
 
 
 def _usual(parameter: torch.Tensor) -> torch.Tensor:

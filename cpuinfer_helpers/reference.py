@@ -181,7 +181,8 @@ class Reference:
 def run_seeded(function: Callable[[Tensors], Any], inputs: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:
     """One call under a fixed seed, without gradients; the process's random state is restored."""
     with torch.no_grad(), switches.random_state_kept():
-        torch.manual_seed(seed)
+        # torch.manual_seed asks for the accelerators too, and formats the stack for each of them.
+        torch.default_generator.manual_seed(seed)
         return take_apart(function(inputs))[0]
 
 

@@ -113,6 +113,8 @@ def test_calls_of_settled_shapes_touch_no_switch(monkeypatch):
     before = soak.state()["JIT switches"]
     in_threads(4, call)
     assert soak.state()["JIT switches"] == before
+    # Where another thread had the switches, a call ran the graph as it is, and its shape may not be settled.
+    call(0)
     monkeypatch.setattr(switches, "onednn_fusion", None)
     call(0)
 
