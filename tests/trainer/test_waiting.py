@@ -75,23 +75,31 @@ def test_rows_may_wait_for_a_thread_that_needs_the_lock(name, workers, new_train
 @pytest.mark.parametrize("name", EVALUATE)
 def test_a_worker_that_is_forked_while_the_lock_is_held_has_a_free_one(name, new_trainer):
     taken, holding = events()
+    in_time: list[bool] = []
 
     def hold() -> None:
         with switches.held():
             holding.set()
-            taken.wait(LONGEST_S)
+            in_time.append(taken.wait(LONGEST_S))
 
     def take() -> None:
         with switches.held():
             taken.set()
 
     thread = threading.Thread(target=hold)
+
+    def hold_from_the_first_fork_on() -> None:
+        if thread.ident is None:
+            thread.start()
+            holding.wait(LONGEST_S)
+
+    # It stays for the rest of this process, which is the test's own.
+    os.register_at_fork(before=hold_from_the_first_fork_on)
     trainer = new_trainer(make_model(TASK), Rows(take), jit_mode_eval=True, dataloader_num_workers=1)
-    thread.start()
     try:
-        assert holding.wait(LONGEST_S)
         EVALUATE[name](trainer)
-        assert taken.is_set()
+        assert holding.is_set()
     finally:
         taken.set()
         thread.join()
+    assert in_time == [True]
