@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -83,8 +84,11 @@ def test_a_worker_that_is_forked_while_the_lock_is_held_has_a_free_one(name, new
             in_time.append(taken.wait(LONGEST_S))
 
     def take() -> None:
+        # A worker that waits for ever would have the evaluation wait for it.
+        signal.alarm(LONGEST_S)
         with switches.held():
             taken.set()
+        signal.alarm(0)
 
     thread = threading.Thread(target=hold)
 
