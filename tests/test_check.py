@@ -112,15 +112,24 @@ def capable(monkeypatch):
 
 
 def test_with_the_cpu_held_back_some_notebooks_and_the_tests_that_see_it_run(clone, capable, capfd):
-    for name in ("01-a", "04-b", "08-c"):
+    for name in ("01-a", "05-b", "08-c"):
         store(clone, name, SEES)
     first, together = check.steps_of([], avx2=True)
     assert [step.name for step in first] == ["unit tests, AVX2"] and first[0].command[-2:] == ["-m", "cpu"]
-    assert [step.name for step in together] == ["04-b.ipynb, AVX2", "08-c.ipynb, AVX2"]
-    assert check.main(["--avx2", "04", "01"]) == 0
+    assert [step.name for step in together] == ["05-b.ipynb, AVX2", "08-c.ipynb, AVX2"]
+    assert check.main(["--avx2", "05", "01"]) == 0
     assert "01-a.ipynb, AVX2" in capfd.readouterr().out
     assert check.main(["01"]) == 1, "without it nothing is held back"
     capfd.readouterr()
+
+
+def test_on_the_current_stack_the_tests_alone_run_with_the_cpu_held_back(clone, capable, monkeypatch):
+    store(clone, "05-b", SEES)
+    versions = {"torch": "2.13.0", "transformers": "5.23.0"}
+    machine = replace(check.machine_report(), versions=versions)
+    monkeypatch.setattr(check, "machine_report", lambda: machine)
+    first, together = check.steps_of([], avx2=True)
+    assert len(first) == 1 and together == []
 
 
 def test_a_cpu_without_avx512_has_nothing_to_hold_back(clone, monkeypatch, capfd):

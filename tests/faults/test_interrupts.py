@@ -35,14 +35,14 @@ def interrupt() -> None:
 
 
 class Interrupted(Layers):
-    """In the call of this number somebody presses Ctrl-C."""
+    """In the call of this number, of whichever copy, somebody presses Ctrl-C."""
 
     calls = 0
     fatal_call = 0
 
     def forward(self, input_ids, attention_mask):
-        self.calls += 1
-        if self.calls == self.fatal_call:
+        Interrupted.calls += 1
+        if Interrupted.calls == Interrupted.fatal_call:
             interrupt()
         return super().forward(input_ids, attention_mask)
 
@@ -53,18 +53,21 @@ def state() -> tuple:
     return threads, modes, list(library.handlers), library.propagate, list(warnings.filters)
 
 
-def test_while_a_trace_is_verified():
+def test_while_a_trace_is_verified(monkeypatch):
     model = Interrupted().eval()
+    monkeypatch.setattr(Interrupted, "calls", 0)
     assert cpu.trace_model(model, example()).receipt.verified
-    calls, model.calls = model.calls, 0
+    calls = Interrupted.calls
+    assert calls > 20
     before, random = state(), torch.get_rng_state()
-    # Every call of the model: before tracing, in it, and in each comparison with the trace.
-    for model.fatal_call in range(1, calls + 1):
-        model.calls = 0
+    # Every call: before tracing, in it, and in each comparison with the trace.
+    for number in range(1, calls + 1):
+        monkeypatch.setattr(Interrupted, "calls", 0)
+        monkeypatch.setattr(Interrupted, "fatal_call", number)
         with pytest.raises(KeyboardInterrupt):
             cpu.trace_model(model, example())
         assert state() == before and torch.equal(torch.get_rng_state(), random)
-    model.fatal_call = 0
+    monkeypatch.setattr(Interrupted, "fatal_call", 0)
     assert cpu.trace_model(model, example()).receipt.verified
 
 

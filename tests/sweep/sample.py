@@ -15,11 +15,8 @@ _TRACED: dict[str, Expected] = {
     # Positions, chunks and windows that Python computes from the length.
     "FunnelForQuestionAnswering": _EACH,
     "LongformerForTokenClassification": _EACH,
-    "LEDForQuestionAnswering": _EACH,
     "BigBirdForTokenClassification": _EACH,
     "CanineForTokenClassification": _EACH,
-    "ReformerForSequenceClassification": _EACH,
-    "Zamba2ForSequenceClassification": _EACH,
     "SEWForSequenceClassification": _EACH,
     # Which positions attend globally depends on what the mask hides, and not on the shape alone.
     "LongformerForSequenceClassification": (REFUSED, "padding on the left"),
