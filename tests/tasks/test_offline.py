@@ -204,7 +204,11 @@ def test_without_its_training_a_checkpoint_fails(task: str) -> None:
 
 # Training takes minutes, so each stack trains some of them: together all, each in a process and with a tokenizer and a
 # model class of its own.
-TRAINED = ("question-answering", "token-classification") if ON_CURRENT_STACK else ("text-classification",)
+LONG = pytest.param(
+    "question-answering",
+    marks=pytest.mark.skipif("CPUINFER_FAST" in os.environ, reason="trains for minutes, so not with CPUINFER_FAST set"),
+)
+TRAINED = (LONG, "token-classification") if ON_CURRENT_STACK else ("text-classification",)
 
 
 @pytest.mark.parametrize("task", TRAINED)
