@@ -31,6 +31,7 @@ RECIPES = (
     "eager-bf16",
     "torchscript-fp32",
     "onednn-graph-fp32",
+    "onednn-graph-bf16",
     "openvino-fp32",
     "onnxruntime-fp32",
     "bettertransformer-fp32",

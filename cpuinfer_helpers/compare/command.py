@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from cpuinfer_helpers.command_line import exit_code, names_of
-from cpuinfer_helpers.compare.comparing import check_threads, choose_recipes, compare
+from cpuinfer_helpers.compare.comparing import choose_recipes, choose_threads, compare
 from cpuinfer_helpers.compare.scores import calibration_of, score_recipes
 from cpuinfer_helpers.tasks import TASK_NAMES, Task, load_task
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     recipes = names_of("--recipes", options.recipes)
     choose_recipes(recipes)
-    check_threads(options.threads)
+    choose_threads(options.threads)
     task = load_task(options.task)
     budget_s = options.budget if options.budget is not None else (_FAST_BUDGET_S if options.fast else _BUDGET_S)
     comparison = compare(

@@ -97,7 +97,7 @@ def compare(
     """
     request = check_request(model, inputs, agreement_inputs)
     chosen = choose_recipes(recipes)
-    threads = check_threads(threads)
+    threads = choose_threads(threads)
     price = check_price(price_per_hour)
     check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s, memory_bytes=memory_bytes)
     rows = calibration_rows(calibration, bind_inputs(model, inputs))
@@ -298,7 +298,7 @@ def choose_recipes(recipes: Sequence[str | Recipe] | None) -> tuple[Recipe, ...]
     return (reference, *others)
 
 
-def check_threads(threads: int | None) -> int:
+def choose_threads(threads: int | None) -> int:
     """The number of threads; PyTorch's own unless given.
 
     Raises

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.children import ChildLost
-from cpuinfer_helpers.compare.comparing import check_threads, choose_recipes
+from cpuinfer_helpers.compare.comparing import choose_recipes, choose_threads
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
@@ -90,7 +90,7 @@ def fusion_reports(
     """
     from tqdm.auto import tqdm
 
-    chosen, threads = _without_reference(recipes), check_threads(threads)
+    chosen, threads = _without_reference(recipes), choose_threads(threads)
     content = {"model": model, "inputs": dict(inputs), "calibration": ()}
     reports: dict[str, FusionReport] = {}
     with (

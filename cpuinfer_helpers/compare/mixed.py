@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.children import ChildLost
-from cpuinfer_helpers.compare.comparing import check_threads, choose_recipes
+from cpuinfer_helpers.compare.comparing import choose_recipes, choose_threads
 from cpuinfer_helpers.compare.comparison import SUCCESSFUL
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
@@ -171,7 +171,7 @@ def compare_mixed_lengths(
     """
     from tqdm.auto import tqdm
 
-    chosen, threads = choose_recipes(recipes), check_threads(threads)
+    chosen, threads = choose_recipes(recipes), choose_threads(threads)
     lengths = tuple(lengths or realistic_lengths(longest=padded_to))
     content = {
         "model": task.model,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, ChildLost, is_memory_error
-from cpuinfer_helpers.compare.comparing import check_threads, choose_recipes
+from cpuinfer_helpers.compare.comparing import choose_recipes, choose_threads
 from cpuinfer_helpers.compare.comparison import SUCCESSFUL
 from cpuinfer_helpers.compare.session import Session
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
@@ -131,7 +131,7 @@ def score_recipes(
     """
     from tqdm.auto import tqdm
 
-    chosen, threads = choose_recipes(recipes), check_threads(threads)
+    chosen, threads = choose_recipes(recipes), choose_threads(threads)
     pad_to = pad_to or next(iter(task.example_inputs.values())).shape[1]
     content = {
         "model": task.trained_model,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cpuinfer_helpers.compare.children import Child, ChildLost
-from cpuinfer_helpers.compare.comparing import check_threads
+from cpuinfer_helpers.compare.comparing import choose_threads
 from cpuinfer_helpers.compare.comparison import SUCCESSFUL
 from cpuinfer_helpers.compare.memory import private_bytes
 from cpuinfer_helpers.compare.rounds import Rounds, run_rounds
@@ -96,7 +96,7 @@ def compare_families(
     chosen = [FAMILIES[name] for name in _chosen("families", families, tuple(FAMILIES))]
     tasks = _chosen("tasks", tasks, TASK_NAMES)
     recipes = _recipes(backends, precisions)
-    threads = check_threads(threads)
+    threads = choose_threads(threads)
     _check_counts(layers=layers, length=length, batch_size=batch_size)
     if length > LONGEST:
         raise InputError(f"length is {length!r}; the models take no more than {LONGEST} tokens")
