@@ -16,8 +16,8 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.recipes import get_recipe
 from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
 from tests.conftest import make_bert, make_inputs
+from tests.forks import OK, REFUSED, call_in_a_fork
 from tests.optimize.saving_cases import by_hand
-from tests.test_switches import ends_with
 
 RECIPES = (
     "eager-fp32",
@@ -164,26 +164,6 @@ def test_a_copy_has_shapes_of_its_own(made):
     assert original.shapes == before and len(new.shapes) == len(before) + 1
 
 
-class _Forked:
-    """Runs a call in a fork and tells how it ended."""
-
-    OK, REFUSED, OTHER = 0, 3, 4
-
-    @classmethod
-    def call(cls, made, threads: int) -> int | None:
-        child = os.fork()
-        if child == 0:
-            try:
-                torch.set_num_threads(threads)
-                answer(made)
-                os._exit(cls.OK)
-            except cpu.ArtifactError as error:
-                os._exit(cls.REFUSED if "fork" in str(error) and "\n" not in str(error) else cls.OTHER)
-            finally:
-                os._exit(cls.OTHER)
-        return ends_with(child)
-
-
 # What needs threads that are not in a fork: the compiler's, and where it was made for more than one.
 COMPILER = ("compile-fp32",)
 OF_A_NUMBER = ("openvino-fp32", "onnxruntime-fp32", "onednn-graph-fp32")
@@ -194,9 +174,10 @@ OF_A_NUMBER = ("openvino-fp32", "onnxruntime-fp32", "onednn-graph-fp32")
 @pytest.mark.parametrize("made_for, called_with", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_call_in_a_fork_answers_or_is_refused(made, name, made_for, called_with):
-    ended = _Forked.call(made(name, made_for), called_with)
+    original = made(name, made_for)
+    ended = call_in_a_fork(lambda: answer(original), called_with)
     refused = called_with > 1 or name in COMPILER or (made_for > 1 and name in OF_A_NUMBER)
-    assert ended == (_Forked.REFUSED if refused else _Forked.OK)
+    assert ended == (REFUSED if refused else OK)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -207,4 +188,4 @@ def test_what_was_compiled_for_more_threads_by_a_later_call_is_refused_in_a_fork
     with cpu.threads(2):
         for _ in range(4):
             late(**longer)
-    assert _Forked.call(late, 1) == _Forked.REFUSED
+    assert call_in_a_fork(lambda: answer(late), 1) == REFUSED

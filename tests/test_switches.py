@@ -7,10 +7,8 @@ import logging
 import os
 import random
 import re
-import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,6 +26,7 @@ from cpuinfer_helpers.machine import native_stderr_logged
 from cpuinfer_helpers.recipes.quiet import libraries_quiet
 from cpuinfer_helpers.traceable import traceable_operators
 from tests.conftest import no_temporary_folder, seen_in_child
+from tests.forks import ends_with
 from tests.soak import Marked, changes, state
 
 PACKAGE = Path(cpu.__file__).parent
@@ -276,19 +275,6 @@ def test_a_fork_does_not_wait_for_a_lock_that_another_thread_held():
     finally:
         leave.set()
         thread.join()
-
-
-def ends_with(child: int, limit_s: float = 60) -> int | None:
-    """Exit code of a forked child; None if it hangs, and then it is ended."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 # Where the state of the process may be changed. The others import IPEX, load it, or are children's own main programs.

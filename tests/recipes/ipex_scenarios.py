@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from conftest import make_bert, make_inputs
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.recipes import PreparedModel, ipex, prepare
+from tests.conftest import make_bert, make_inputs
+from tests.forks import call_in_a_fork
 
 NAMES = ("ipex-fp32", "ipex-bf16", "ipex-int8")
 SHAPES = ((2, 12), (1, 5), (3, 23), (5, 12))
@@ -132,6 +129,8 @@ def bert_scenarios() -> dict[str, Any]:
             "same_state": process_state() == state,
             "errors": errors(prepared, model),
             "errors_in_thread": in_a_thread(errors, prepared, model),
+            # Made for two threads.
+            "in a fork": {count: call_in_a_fork(lambda p=prepared: p(**example), count) for count in (1, 2)},
             "output": type(prepared(**example)).__name__,
             "model_unchanged": frozen_state(model) == before,
         }

@@ -15,6 +15,7 @@ import torch
 from cpuinfer_helpers.recipes import get_recipe, ipex, list_recipes, prepare
 from cpuinfer_helpers.recipes.ipex import HeadsByTranspose, Primitive, native_stdout, parse_primitive
 from tests.conftest import make_inputs, seen_in_child
+from tests.forks import OK, REFUSED
 from tests.isa import needs_bf16_kernels_in_ipex
 
 pytestmark = pytest.mark.cpu
@@ -121,6 +122,12 @@ def test_int8_multiplies_in_int8(seen: dict[str, Any]) -> None:
     assert prepared["weights"]["qint8"] == 13 and prepared["linears"] == {"uint8": 13}
     assert "matmul u8" in evidence["oneDNN ran"] and " f32 " not in evidence["oneDNN ran"]
     assert evidence["calibrated with"] == "16 rows"
+
+
+@needs_ipex
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_in_a_fork_answers_with_one_thread_and_is_refused_with_more(seen: dict[str, Any], name: str) -> None:
+    assert seen["bert"][name]["in a fork"] == {"1": OK, "2": OK if WHY_NOT[name] else REFUSED}
 
 
 @needs_ipex
