@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers import switches
+from cpuinfer_helpers.display import format_bytes
 from cpuinfer_helpers.errors import InputError, RecipeError, TraceError, first_line
+from cpuinfer_helpers.machine import machine_report
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.signature import BoundInputs
 
@@ -23,8 +25,11 @@ logger = logging.getLogger("cpuinfer_helpers")
 # batches, texts of up to 512 tokens have 16 shapes.
 SHAPES_KEPT = 16
 # What is made, right or not. PyTorch keeps some memory of each trace for as long as the process lives: 2.5 to 10 MiB
-# were seen, so at most 640 MiB.
+# were seen, so at most 640 MiB; more where a loop over the positions is unrolled (Zamba, 139 tokens: 560 MiB).
 TRACES_MADE = 64
+# The next one may be for a longer shape, and to make it takes more than to keep it: so many times the largest so far
+# has to be free.
+_ROOM = 4
 
 Shape = tuple[torch.Size, ...]
 Answer = Callable[[Mapping[str, torch.Tensor]], Any]
@@ -49,6 +54,7 @@ class EachShape(ABC):
         # Held for a moment, never while a trace is made: calls of shapes that are known do not wait for a new one.
         self._guard = threading.RLock()
         self._made = len(self._traces)
+        self._largest_bytes = 0
         self._note()
 
     def _derive(self) -> None:
@@ -148,15 +154,19 @@ class EachShape(ABC):
                 "to make one of: pad to one of these shapes, or trace the model anew, call it with the shapes it will "
                 "see, and save it again"
             )
-        if self._made >= TRACES_MADE:
-            self._note_end()
+        why = self._why_no_more()
+        if why:
+            self._note_end(why)
             return None
         self._made += 1
+        before = _resident_bytes()
         try:
             new = self._made_for({name: inputs[name].detach().clone() for name in self._names})
         except (TraceError, RecipeError) as error:
             self._refuse(shape, str(error))
             return None
+        finally:
+            self._largest_bytes = max(self._largest_bytes, _resident_bytes() - before)
         with self._guard:
             self._traces[shape] = new
             while len(self._traces) > SHAPES_KEPT:
@@ -172,11 +182,23 @@ class EachShape(ABC):
             self._eager[shape] = reason
             self._note()
 
-    def _note_end(self) -> None:
+    def _why_no_more(self) -> str | None:
+        """Why nothing is made for further shapes, or None; once said, it holds."""
+        said = self.receipt.evidence.get("no more traces")
+        if said:
+            return said
+        if self._made >= TRACES_MADE:
+            return f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
+        free = machine_report().memory_available
+        if free < _ROOM * self._largest_bytes:
+            took = f"the largest took {format_bytes(self._largest_bytes)} of memory, and {format_bytes(free)} is free"
+            return f"{took}; pad to fewer and shorter shapes"
+        return None
+
+    def _note_end(self, why: str) -> None:
         """Say, once, that nothing more is made."""
         if "no more traces" in self.receipt.evidence:
             return
-        why = f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
         logger.warning("%s: the eager model answers for new shapes: %s", self.receipt.requested["model"], why)
         self.receipt = replace(self.receipt, evidence={**self.receipt.evidence, "no more traces": why})
 
@@ -189,6 +211,12 @@ class EachShape(ABC):
         if self._eager:
             evidence["eager model answers for"] = ", ".join(map(text_of_shape, self._eager))
         return evidence
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def text_of_shape(shape: Shape) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers import by_shape, each_shape
 from cpuinfer_helpers.artifacts import MANIFEST
 from tests.conftest import MaskDroppedWhenFull
+
+MIB = 2**20
 
 
 class LengthBakedIn(torch.nn.Module):
@@ -251,6 +254,23 @@ def test_only_so_many_traces_are_made_and_that_is_said_once(monkeypatch, caplog)
     assert traced.receipt.evidence["traces made"].startswith("3 of at most 3")
     assert "pad to fewer shapes" in traced.receipt.evidence["no more traces"]
     assert sum("pad to fewer shapes" in record.message for record in caplog.records) == 1
+
+
+def test_no_trace_is_made_that_may_not_fit_into_memory(monkeypatch, caplog):
+    model, traced = traced_each_shape()
+    # Each takes one mebibyte more; the third may take four, and three are free.
+    grown, free = iter(range(0, 100 * MIB, MIB)), iter((100 * MIB, 4 * MIB, 3 * MIB, 100 * MIB))
+    monkeypatch.setattr(by_shape, "_resident_bytes", lambda: next(grown))
+    monkeypatch.setattr(by_shape, "machine_report", lambda: SimpleNamespace(memory_available=next(free)))
+    with caplog.at_level(logging.WARNING):
+        for length in (13, 14, 15, 16):
+            inputs = batch(2, length)
+            torch.testing.assert_close(traced(**inputs)["logits"], model(**inputs)["logits"].detach())
+    assert traced.shapes == ("2 x 12", "2 x 13", "2 x 14") and not traced.eager_shapes
+    assert traced.receipt.evidence["no more traces"].startswith(
+        "the largest took 1.0 MiB of memory, and 3.0 MiB is free"
+    )
+    assert sum("pad to fewer and shorter shapes" in record.message for record in caplog.records) == 1
 
 
 def test_a_good_folder_is_not_replaced_by_one_that_cannot_be_loaded(tmp_path, monkeypatch):
