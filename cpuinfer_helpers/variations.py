@@ -572,9 +572,19 @@ class _Shapes:
         yield _one(self.padded("padding", 3, length))
         yield _one(self.padded("padded tokens changed", 3, length, other_tokens=True))
         yield _one(self.padded("padding on the left", 3, length, left=True))
+        odd = self._odd_length()
+        if odd is not None:
+            # Lengths that are padded to round ones are not, where there is padding on the left already.
+            yield _one(self.padded("padding on the left, odd length", 3, odd, left=True))
         if self.length >= _LEAST_MOSTLY_PADDED:
             # Attention to near tokens only has nothing to attend to in the midst of much padding.
             yield _one(self.padded("mostly padding", self.batch, self.length, counts=self.counts(2)))
+
+    def _odd_length(self) -> int | None:
+        """An odd one that is near the example's, longer if the model takes that; None if there is none."""
+        longer = self.limited(self.length + max(3, self.length // 4))
+        odd = longer - 1 + longer % 2
+        return odd if odd > max(6, min(self.length // 3, _PADDED_LENGTH)) and odd != self.length else None
 
     def padded(
         self,

@@ -25,6 +25,7 @@ from cpuinfer_helpers.machine import no_bf16_kernels
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.buckets import Answer, LengthBuckets, with_buckets
 from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, with_attention
+from cpuinfer_helpers.recipes.partitions import part_attention_of_other_heads, part_repeated_operands
 from cpuinfer_helpers.recipes.rewriting import Rewritten, as_function, pack_linears
 from cpuinfer_helpers.recipes.torchscript import export_trace, load_trace
 from cpuinfer_helpers.signature import BoundInputs
@@ -310,8 +311,10 @@ def _packed_alone(
 def _rewritten(
     module: torch.jit.ScriptModule, example: Mapping[str, torch.Tensor], *, fuse_additions: bool
 ) -> tuple[torch.jit.ScriptModule, Rewritten]:
-    rewritten = pack_linears(module, fuse_additions=fuse_additions)
     with torch.no_grad(), _fusion(False):
+        part_attention_of_other_heads(module, example)
+        rewritten = pack_linears(module, fuse_additions=fuse_additions)
+        part_repeated_operands(module.graph)
         module(**example)
     return module, rewritten
 

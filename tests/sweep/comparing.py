@@ -57,7 +57,8 @@ def _exact(wanted: torch.Tensor) -> torch.Tensor:
 def _usual(sizes: torch.Tensor) -> torch.Tensor:
     """What each column usually holds, not counting what is not a number."""
     if sizes.dim() < 2 or sizes.numel() < _ROWS * sizes.shape[-1]:
-        return sizes.flatten().nanquantile(_QUANTILE, interpolation="lower").nan_to_num(0.0).expand_as(sizes)
+        # Of two or three values it is the largest.
+        return sizes.flatten().nanquantile(_QUANTILE, interpolation="nearest").nan_to_num(0.0).expand_as(sizes)
     columns = sizes.reshape(-1, sizes.shape[-1])
     usual = columns.nanquantile(_QUANTILE, dim=0, interpolation="lower").nan_to_num(0.0)
     return usual.clamp(min=_FLOOR * usual.median().item())
