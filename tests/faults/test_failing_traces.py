@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import transformers
 
+from cpuinfer_helpers.recipes import get_recipe
 from tests.conftest import seen_in_child
 from tests.faults.crashing_graphs import ATTENTION, BROADCAST
 
@@ -33,12 +34,15 @@ def test_a_trace_that_fails_inside_its_submodules_does_not_end_the_process() -> 
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("recipe", ["onednn-graph-fp32", "onednn-graph-bf16"])
 @pytest.mark.parametrize("names", [tuple(BROADCAST), tuple(map(str, range(len(ATTENTION))))], ids=["sums", "attention"])
-def test_what_onednn_graph_compiles_wrongly_does_not_end_the_process(names) -> None:
-    seen = seen_in_child("-m", "tests.faults.crashing_graphs", *names, OMP_NUM_THREADS="1")
+def test_what_onednn_graph_compiles_wrongly_does_not_end_the_process(recipe, names) -> None:
+    if not get_recipe(recipe).can_run:
+        pytest.skip(get_recipe(recipe).why_not)
+    seen = seen_in_child("-m", "tests.faults.crashing_graphs", recipe, *names, OMP_NUM_THREADS="1")
     assert seen.keys() == set(names)
     for name, (reason, error, partitions) in seen.items():
-        # The answers are of the size of 1 to 10; FP32 kernels add in another order.
-        assert reason is None and error < 1e-4, (name, reason, error)
+        # FP32 kernels add in another order; BF16 has 8 bits, which each of three operations may round.
+        assert reason is None and error < (3e-2 if recipe.endswith("bf16") else 1e-5), (name, reason, error)
         # What is left is fused all the same.
         assert int(partitions) >= 1, (name, partitions)
