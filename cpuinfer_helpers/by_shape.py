@@ -154,9 +154,7 @@ class EachShape(ABC):
                 "to make one of: pad to one of these shapes, or trace the model anew, call it with the shapes it will "
                 "see, and save it again"
             )
-        why = self._why_no_more()
-        if why:
-            self._note_end(why)
+        if self._has_ended():
             return None
         self._made += 1
         before = _resident_bytes()
@@ -183,10 +181,7 @@ class EachShape(ABC):
             self._note()
 
     def _why_no_more(self) -> str | None:
-        """Why nothing is made for further shapes, or None; once said, it holds."""
-        said = self.receipt.evidence.get("no more traces")
-        if said:
-            return said
+        """Why nothing is made for further shapes, or None."""
         if self._made >= TRACES_MADE:
             return f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
         free = machine_report().memory_available
@@ -195,12 +190,16 @@ class EachShape(ABC):
             return f"{took}; pad to fewer and shorter shapes"
         return None
 
-    def _note_end(self, why: str) -> None:
-        """Say, once, that nothing more is made."""
+    def _has_ended(self) -> bool:
+        """Whether nothing is made for further shapes; that is said once, and holds from then on."""
         if "no more traces" in self.receipt.evidence:
-            return
+            return True
+        why = self._why_no_more()
+        if why is None:
+            return False
         logger.warning("%s: the eager model answers for new shapes: %s", self.receipt.requested["model"], why)
         self.receipt = replace(self.receipt, evidence={**self.receipt.evidence, "no more traces": why})
+        return True
 
     def _shapes_evidence(self) -> dict[str, str]:
         """How many shapes there are, for the receipt."""

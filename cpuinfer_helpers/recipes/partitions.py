@@ -108,7 +108,8 @@ def _first_product(value: Any, numbers: Mapping[str, int]) -> int | None:
             return found if softmax else None
         before = [value.node() for value in reached]
         softmax = softmax or any(node.kind() == "aten::softmax" for node in before)
-        reached = [value for node in before for value in node.inputs() if _is_tensor(value)]
+        tensors = (value for node in before for value in node.inputs() if _is_tensor(value))
+        reached = list({value.debugName(): value for value in tensors}.values())
     return None
 
 
