@@ -15,7 +15,7 @@ import torch
 from cpuinfer_helpers import switches
 from cpuinfer_helpers.display import format_bytes
 from cpuinfer_helpers.errors import InputError, RecipeError, TraceError, first_line
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine import free_bytes
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.signature import BoundInputs
 
@@ -184,7 +184,7 @@ class EachShape(ABC):
         """Why nothing is made for further shapes, or None."""
         if self._made >= TRACES_MADE:
             return f"{TRACES_MADE} were made, and PyTorch keeps 2.5 to 10 MiB of each; pad to fewer shapes"
-        free = machine_report().memory_available
+        free = free_bytes()
         if free < _ROOM * self._largest_bytes:
             took = f"the largest took {format_bytes(self._largest_bytes)} of memory, and {format_bytes(free)} is free"
             return f"{took}; pad to fewer and shorter shapes"

@@ -467,6 +467,36 @@ def no_bf16_kernels(*, in_ipex: bool = False) -> str | None:
     return f"oneDNN has no BF16 kernels {where}: they need AVX512 or AVX-NE-CONVERT"
 
 
+def free_bytes(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that new processes can have: what the machine has free, and what every control group still grants.
+
+    A control group charges its processes for the file cache, which the kernel gives up when asked for memory; so that
+    part counts as free.
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for folder in _control_groups(root, membership, "memory"):
+        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            free = min(free, limit - used + _file_cache(folder))
+    return max(free, 0)
+
+
+def _file_cache(folder: Path) -> int:
+    for line in _read(folder / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None
+
+
 def _memory() -> tuple[int, int]:
     import psutil
 

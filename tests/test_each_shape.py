@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -261,7 +260,7 @@ def test_no_trace_is_made_that_may_not_fit_into_memory(monkeypatch, caplog):
     # Each takes one mebibyte more; the third may take four, and three are free.
     grown, free = iter(range(0, 100 * MIB, MIB)), iter((100 * MIB, 4 * MIB, 3 * MIB, 100 * MIB))
     monkeypatch.setattr(by_shape, "_resident_bytes", lambda: next(grown))
-    monkeypatch.setattr(by_shape, "machine_report", lambda: SimpleNamespace(memory_available=next(free)))
+    monkeypatch.setattr(by_shape, "free_bytes", lambda: next(free))
     with caplog.at_level(logging.WARNING):
         for length in (13, 14, 15, 16):
             inputs = batch(2, length)

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.children import Child, ChildLost
-from cpuinfer_helpers.compare.memory import free_bytes, private_bytes
+from cpuinfer_helpers.compare.memory import private_bytes
 from cpuinfer_helpers.compare.transport import read_tensors, write_parcel
 from cpuinfer_helpers.display import format_bytes
 from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.machine import free_bytes
 from cpuinfer_helpers.recipes import Recipe, list_recipes
 from cpuinfer_helpers.scratch import temporary_folder
 

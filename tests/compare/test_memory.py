@@ -6,7 +6,8 @@ import os
 import psutil
 import pytest
 
-from cpuinfer_helpers.compare.memory import free_bytes, private_bytes
+from cpuinfer_helpers.compare.memory import private_bytes
+from cpuinfer_helpers.machine import free_bytes
 
 MIB = 2**20
 
