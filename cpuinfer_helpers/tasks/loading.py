@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,9 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers import switches
-from cpuinfer_helpers.artifacts import new_artifact, read_manifest, sha256
+from cpuinfer_helpers.artifacts import sha256
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
 from cpuinfer_helpers.paths import given_path
-from cpuinfer_helpers.scratch import unfinished_folder
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
@@ -30,8 +26,6 @@ from cpuinfer_helpers.tasks.task import Example, Task
 logger = logging.getLogger("cpuinfer_helpers")
 
 DATA = Path(__file__).with_name("data")
-_CHECKPOINT_KIND = "cpuinfer-checkpoint"
-_CHECKPOINT_FORMAT = 1
 # Rows of a hub data set that a task keeps: enough for a stable score, few enough for a laptop.
 _HUB_ROWS = 1000
 _SEED = 0
@@ -153,9 +147,6 @@ def cache_directory() -> Path:
 def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Path:
     """Folder of a task's small trained checkpoint, after its files have been checked.
 
-    A damaged shipped checkpoint is replaced by one that the training script makes in the cache (about a minute); a
-    damaged one there is made again. Either is said in a WARNING.
-
     Parameters
     ----------
     name
@@ -170,29 +161,12 @@ def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Pat
     Raises
     ------
     ArtifactError
-        If it is needed and the cache cannot be written.
+        If a file is missing or is not what was shipped.
     """
     damage = _damage(shipped, name)
-    if damage is None:
-        return shipped / name
-    cached = cache_directory() / "checkpoints" / name
-    logger.warning("the shipped checkpoint for %s cannot be used: %s", name, damage)
-    if _cache_damage(cached) is None:
-        return cached
-    try:
-        with _one_process_at_a_time(name):
-            # Another one may have made it meanwhile.
-            found = _cache_damage(cached)
-            if found is not None:
-                logger.warning("training the checkpoint for %s again, into %s (%s)", name, cached, found)
-                shutil.rmtree(cached, ignore_errors=True)
-                _train_into(cached, name)
-    except (OSError, ArtifactError) as error:
-        raise ArtifactError(
-            f"the checkpoint for {name} cannot be made: {error}; or set CPUINFER_CACHE to another folder than "
-            f"{cache_directory()}"
-        ) from error
-    return cached
+    if damage is not None:
+        raise ArtifactError(f"{damage}; install cpuinfer-helpers again, or in a clone: git checkout {shipped}")
+    return shipped / name
 
 
 def _from_hub(name: str) -> Task:
@@ -242,45 +216,6 @@ def _damage(shipped: Path, name: str) -> str | None:
         if sha256(path) != digest:
             return f"{path} is damaged: its sha256 differs"
     return None
-
-
-def _cache_damage(cached: Path) -> ArtifactError | None:
-    try:
-        read_manifest(cached, _CHECKPOINT_KIND, _CHECKPOINT_FORMAT)
-    except ArtifactError as error:
-        return error
-    return None
-
-
-@contextmanager
-def _one_process_at_a_time(name: str) -> Iterator[None]:
-    """Make others that need the same checkpoint wait for it, instead of training it too."""
-    try:
-        cache_directory().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"{cache_directory()} cannot be made: {error}; set CPUINFER_CACHE to a folder that can be written"
-        ) from error
-    with (cache_directory() / f"{name}.lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("another process is training the checkpoint for %s; waiting for it", name)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _train_into(directory: Path, name: str) -> None:
-    from cpuinfer_helpers.tasks.offline.train import train_checkpoint
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        unfinished_folder(directory) as scratch,
-        new_artifact(directory, _CHECKPOINT_KIND, {"format_version": _CHECKPOINT_FORMAT}) as folder,
-    ):
-        train_checkpoint(name, scratch)
-        for path in sorted((scratch / name).iterdir()):
-            path.rename(folder / path.name)
 
 
 def _why_offline(unavailable: str | None, error: Exception) -> str:

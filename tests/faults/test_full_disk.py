@@ -14,7 +14,6 @@ import pytest
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import run_qa
 from cpuinfer_helpers.compare.session import Session
-from cpuinfer_helpers.tasks import loading
 from cpuinfer_helpers.tasks.loading import DATA
 from tests.conftest import seen_in_child
 from tests.faults.harm import Layers, example, largest_file
@@ -161,17 +160,3 @@ def test_results_of_an_evaluation_do_not_fit(tmp_path, new_accelerate_state, mon
     assert after["eval_nbest_predictions.json"] == before["eval_nbest_predictions.json"]
     for content in after.values():
         json.loads(content)
-
-
-def test_a_checkpoint_that_is_made_again_does_not_fit(tmp_path, monkeypatch):
-    from cpuinfer_helpers.tasks.offline import train
-
-    def train_checkpoint(name, directory, **options):
-        shutil.copytree(DATA / "checkpoints" / name, Path(directory) / name)
-
-    monkeypatch.setattr(train, "train_checkpoint", train_checkpoint)
-    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path / "cache"))
-    with largest_file(1000), pytest.raises(cpu.ArtifactError) as caught:
-        loading.checkpoint_directory("text-classification", tmp_path / "none shipped")
-    assert str(tmp_path / "cache" / "checkpoints") in str(caught.value) and "CPUINFER_CACHE" in str(caught.value)
-    assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import multiprocessing
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +14,6 @@ import pytest
 
 from cpuinfer_helpers import artifacts
 from cpuinfer_helpers.artifacts import new_artifact, read_manifest
-from cpuinfer_helpers.tasks import loading
-from cpuinfer_helpers.tasks.loading import DATA
 
 pytestmark = pytest.mark.apart
 
@@ -67,29 +63,6 @@ def test_saving_where_two_folders_cannot_change_places_in_one_step(tmp_path, mon
     monkeypatch.setattr(ctypes, "CDLL", lambda *arguments, **more: None)
     in_two_processes(save_often(tmp_path))
     check_whole(tmp_path)
-
-
-def test_building_the_same_cache(tmp_path, monkeypatch):
-    from cpuinfer_helpers.tasks.offline import train
-
-    def train_checkpoint(name, directory, **options):
-        with (tmp_path / "trained").open("a") as log:
-            log.write(f"{name}\n")
-        time.sleep(0.5)
-        shutil.copytree(DATA / "checkpoints" / name, Path(directory) / name)
-
-    def build(name):
-        folder = loading.checkpoint_directory("text-classification", tmp_path / "none shipped")
-        (tmp_path / f"{name}.json").write_text(json.dumps([str(folder), sorted(os.listdir(folder))]))
-
-    monkeypatch.setattr(train, "train_checkpoint", train_checkpoint)
-    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path / "cache"))
-    in_two_processes(build)
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    names = {*os.listdir(DATA / "checkpoints" / "text-classification"), "manifest.json"}
-    assert one == two and set(one[1]) == names
-    assert (tmp_path / "trained").read_text() == "text-classification\n", "the second one waits for the first"
-    assert os.listdir(Path(one[0]).parent) == ["text-classification"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere replacing a folder takes two steps")
