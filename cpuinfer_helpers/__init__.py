@@ -25,6 +25,7 @@ from cpuinfer_helpers.compare import (
     realistic_lengths,
     score_recipes,
 )
+from cpuinfer_helpers.course.families import FamilyComparison, compare_families
 from cpuinfer_helpers.errors import (
     ArtifactError,
     BuildError,
@@ -35,25 +36,17 @@ from cpuinfer_helpers.errors import (
     TraceError,
     log_as_printable,
 )
-from cpuinfer_helpers.families import FamilyComparison, compare_families
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
-from cpuinfer_helpers.machine import MachineReport, freed_memory_kept, machine_report, threads
+from cpuinfer_helpers.machine.report import MachineReport, machine_report
+from cpuinfer_helpers.machine.switches import freed_memory_kept, threads
 from cpuinfer_helpers.optimize import OptimizedModel, load_optimized, optimize
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.tasks import LoadedModel, Score, Task, load_model, load_task
-from cpuinfer_helpers.timing import (
-    Roofline,
-    Speedup,
-    Timing,
-    Timings,
-    count_flops,
-    measure,
-    measure_interleaved,
-    roofline,
-    seconds_of,
-)
-from cpuinfer_helpers.tracing import TracedModel, trace_model
+from cpuinfer_helpers.timing.measuring import measure, measure_interleaved, seconds_of
+from cpuinfer_helpers.timing.results import Roofline, Speedup, Timing, Timings
+from cpuinfer_helpers.timing.roofline import count_flops, roofline
+from cpuinfer_helpers.tracing.trace import TracedModel, trace_model
 
 if TYPE_CHECKING:
     from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, TrainerVerdict, verify_trainer

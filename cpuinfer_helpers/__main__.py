@@ -20,16 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 if all is well, 1 if a check failed, 2 if the request cannot be carried out.
     """
-    from cpuinfer_helpers.compare import command
-    from cpuinfer_helpers.optimize import command as optimize_command
-    from cpuinfer_helpers.scratch import sweep
+    from cpuinfer_helpers.commands import compare
+    from cpuinfer_helpers.commands import optimize as optimize_command
+    from cpuinfer_helpers.machine.scratch import sweep
 
     sweep()
     parser = argparse.ArgumentParser(prog="python -m cpuinfer_helpers", description="Transformer inference on a CPU.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what this machine can do, and whether the installed versions fit together")
     comparing = commands.add_parser("compare", help="every recipe side by side on a task: speed, memory and accuracy")
-    command.add_arguments(comparing)
+    compare.add_arguments(comparing)
     optimizing = commands.add_parser("optimize", help="the fastest recipe that keeps a model's answers; save it")
     optimize_command.add_arguments(optimizing)
     commands.add_parser("run-qa", help="the guide's run_qa: evaluate a question answering model", add_help=False)
@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     if options.command == "optimize":
         return optimize_command.run(options)
-    return command.run(options) if options.command == "compare" else doctor()
+    return compare.run(options) if options.command == "compare" else doctor()
 
 
 def doctor() -> int:
     """Print one line for each check; return 1 if any of them failed."""
-    from cpuinfer_helpers.doctor import diagnose
+    from cpuinfer_helpers.commands.doctor import diagnose
 
     diagnosis = diagnose()
     print(diagnosis)

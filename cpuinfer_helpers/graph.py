@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cpuinfer_helpers import switches
-from cpuinfer_helpers.machine import native_stderr_logged
+from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.machine.switches import native_stderr_logged
 
 onednn_fusion = switches.onednn_fusion
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
-from cpuinfer_helpers.restoring import restore
+from cpuinfer_helpers.saving.plain import restore
 
 # What is warned of where the model's own Python code asks a traced tensor which way to go, before the place.
 BRANCH = "the example has decided a branch at"

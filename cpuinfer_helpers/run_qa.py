@@ -19,21 +19,21 @@ from typing import Any
 import torch
 import transformers
 
-from cpuinfer_helpers import switches
-from cpuinfer_helpers.artifacts import write_text
-from cpuinfer_helpers.command_line import exit_code
+from cpuinfer_helpers.commands.qa_options import check_options, check_types
+from cpuinfer_helpers.commands.shared import exit_code
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import CpuInferError, DataError, InputError, first_line
-from cpuinfer_helpers.qa_options import check_options, check_types
+from cpuinfer_helpers.interface.inputs import argument_names
+from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.receipts import Receipt
-from cpuinfer_helpers.signature import argument_names
-from cpuinfer_helpers.tasks import question_answering as qa
+from cpuinfer_helpers.saving.folders import write_text
 from cpuinfer_helpers.tasks.checkpoints import load_config, load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.files import read_json
 from cpuinfer_helpers.tasks.hub import hub_unavailable
-from cpuinfer_helpers.tasks.squad import Question, parse_squad, read_squad
-from cpuinfer_helpers.tasks.squad_answers import AnswerRules, SquadAnswers, find_answers
-from cpuinfer_helpers.tasks.squad_scores import score_squad_v2
+from cpuinfer_helpers.tasks.squad import windows as qa
+from cpuinfer_helpers.tasks.squad.answers import AnswerRules, SquadAnswers, find_answers
+from cpuinfer_helpers.tasks.squad.data import Question, parse_squad, read_squad
+from cpuinfer_helpers.tasks.squad.scores import score_squad_v2
 from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
 
 logger = logging.getLogger("cpuinfer_helpers")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpuinfer_helpers.machine import machine_report, no_bf16_kernels
+from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 
 _REPORT = machine_report()
 

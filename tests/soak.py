@@ -23,7 +23,7 @@ import torch._functorch.vmap
 import torch._inductor.config
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import machine
+from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.recipes import get_recipe
 from tests.conftest import make_bert, make_inputs
 
@@ -177,7 +177,7 @@ def state() -> dict[str, Any]:
         "intra-op threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "CPUs": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
         "Python threads": sorted(thread.name for thread in threading.enumerate()),
-        "memory allocator": machine._memory_kept._count,
+        "memory allocator": switches._memory_kept._count,
         "random state": hash(torch.get_rng_state().numpy().tobytes()),
         "Python's random state": hash((random.getstate(), np.random.get_state()[1].tobytes())),
         "Function.apply": vars(torch.autograd.Function)["apply"],

@@ -20,5 +20,5 @@ def test_docstring_examples(name):
 
 
 def test_there_are_examples():
-    modules = [importlib.import_module(f"cpuinfer_helpers.{name}") for name in ("machine", "timing", "tracing")]
+    modules = [importlib.import_module(f"cpuinfer_helpers.{name}") for name in ("machine.report", "timing.measuring", "tracing.trace")]
     assert all(doctest.testmod(module).attempted >= 2 for module in modules)

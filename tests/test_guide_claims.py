@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES
-from cpuinfer_helpers.fusion.prove import Proof, prove_patterns
+from cpuinfer_helpers.course.examples import PATTERN_EXAMPLES
+from cpuinfer_helpers.course.prove import Proof, prove_patterns
 from tests.isa import NO_AVX512_LOOPS, NO_BF16_KERNELS, NO_BF16_KERNELS_IN_IPEX
 
 
@@ -252,7 +252,8 @@ def test_the_guide_does_not_say_which_versions_of_transformers_have_the_flags(ne
 
 @pytest.mark.parametrize("flags", ["--jit_mode_eval", "--use_ipex --jit_mode_eval"])
 def test_the_guides_two_commands(flags, tmp_path):
-    from cpuinfer_helpers.tasks.loading import DATA, checkpoint_directory
+    from cpuinfer_helpers.tasks.data_files import DATA
+    from cpuinfer_helpers.tasks.loading import checkpoint_directory
 
     words = (
         f"--do_eval --max_seq_length 384 --doc_stride 128 --no_cuda {flags} --max_eval_samples 8 "

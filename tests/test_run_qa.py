@@ -21,8 +21,9 @@ import torch
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import run_qa
 from cpuinfer_helpers.receipts import Receipt
-from cpuinfer_helpers.tasks.loading import DATA, checkpoint_directory
-from cpuinfer_helpers.tasks.squad import read_squad
+from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.loading import checkpoint_directory
+from cpuinfer_helpers.tasks.squad.data import read_squad
 from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
 
 CHECKPOINT = str(checkpoint_directory("question-answering"))
@@ -244,7 +245,7 @@ def test_a_killed_run_leaves_no_half_written_file(tmp_path):
     words = ["--model_name_or_path", CHECKPOINT, "--validation_file", HELDOUT, "--do_eval", "--output_dir", str(out)]
     code = (
         "import json, os, signal\n"
-        "from cpuinfer_helpers import artifacts, run_qa\n"
+        "from cpuinfer_helpers.saving import folders; from cpuinfer_helpers import run_qa\n"
         "from pathlib import Path\n"
         "write = Path.write_text\n"
         "def half(self, text, **settings):\n"

@@ -25,10 +25,11 @@ sys.path.insert(0, str(ROOT))
 import cpuinfer_helpers as cpu  # noqa: E402
 from cpuinfer_helpers import run_qa  # noqa: E402
 from cpuinfer_helpers.display import Table, format_seconds  # noqa: E402
-from cpuinfer_helpers.tasks import question_answering as qa  # noqa: E402
-from cpuinfer_helpers.tasks.loading import DATA, checkpoint_directory  # noqa: E402
-from cpuinfer_helpers.tasks.squad import read_squad  # noqa: E402
-from cpuinfer_helpers.tasks.squad_answers import find_answers  # noqa: E402
+from cpuinfer_helpers.tasks.data_files import DATA  # noqa: E402
+from cpuinfer_helpers.tasks.loading import checkpoint_directory  # noqa: E402
+from cpuinfer_helpers.tasks.squad import windows as qa  # noqa: E402
+from cpuinfer_helpers.tasks.squad.answers import find_answers  # noqa: E402
+from cpuinfer_helpers.tasks.squad.data import read_squad  # noqa: E402
 
 QUESTIONS = 64
 BATCH = 8

@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine.report import machine_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_SECONDS = 300

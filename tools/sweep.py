@@ -28,7 +28,7 @@ from sweep.classes import TASKS, Case, all_cases  # noqa: E402
 from sweep.sample import SAMPLE  # noqa: E402
 from sweep.trial import RECIPES  # noqa: E402
 
-from cpuinfer_helpers.artifacts import write_text  # noqa: E402
+from cpuinfer_helpers.saving.folders import write_text  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

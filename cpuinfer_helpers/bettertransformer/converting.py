@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import switches
 from cpuinfer_helpers.bettertransformer.hooks import INNER_OUTPUTS, guard, remove_capturing_hooks, unguard
 from cpuinfer_helpers.bettertransformer.layer import FastEncoderLayer
 from cpuinfer_helpers.bettertransformer.layouts import layout_of
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.recipes.copies import shared_copy
-from cpuinfer_helpers.signature import check_model
+from cpuinfer_helpers.interface.copies import shared_copy
+from cpuinfer_helpers.interface.inputs import check_model
+from cpuinfer_helpers.machine import switches
 
 _RELATIVE = re.compile(r"relative_attention_bias|relative_position|rel_pos|rel_embeddings|distance_embedding")
 _TRAINABLE = "_trainable_before_bettertransformer"

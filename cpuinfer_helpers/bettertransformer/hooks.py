@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import RecipeError
-from cpuinfer_helpers.signature import argument_names
+from cpuinfer_helpers.interface.inputs import argument_names
 
 INNER_OUTPUTS = ("output_attentions", "output_hidden_states")
 # Where the hooks of transformers 5 come from, and its wrapper of forward methods that always asks for hidden states.

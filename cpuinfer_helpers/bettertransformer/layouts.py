@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import gelu, relu
 
 from cpuinfer_helpers.errors import RecipeError
-from cpuinfer_helpers.recipes.copies import has_own_code
+from cpuinfer_helpers.interface.copies import has_own_code
 
 # What each part does, in the order in which the layer uses them; norm1 belongs to the attention, norm2 to the rest.
 LINEARS = ("query", "key", "value", "out", "linear1", "linear2")

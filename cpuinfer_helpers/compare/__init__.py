@@ -1,9 +1,9 @@
 """Recipes side by side, each in a process of its own."""
 
-from cpuinfer_helpers.compare.comparing import compare
-from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult, SideBySide
+from cpuinfer_helpers.compare.compare import compare
 from cpuinfer_helpers.compare.fusions import FusionReports, fusion_reports
 from cpuinfer_helpers.compare.mixed import MixedLengths, MixedRow, compare_mixed_lengths, realistic_lengths
+from cpuinfer_helpers.compare.result import Comparison, RecipeResult, SideBySide
 from cpuinfer_helpers.compare.scores import RecipeScore, RecipeScores, score_recipes
 
 __all__ = [

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.children import ChildLost
-from cpuinfer_helpers.compare.comparing import choose_recipes, choose_threads
-from cpuinfer_helpers.compare.session import Session
+from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.fusion import PATTERNS, FusionReport
 from cpuinfer_helpers.fusion.patterns import MHA
 from cpuinfer_helpers.fusion.report import without_graph
+from cpuinfer_helpers.processes.child import ChildLost
+from cpuinfer_helpers.processes.session import Session
 from cpuinfer_helpers.recipes import Recipe
 
 logger = logging.getLogger("cpuinfer_helpers")

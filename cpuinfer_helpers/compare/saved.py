@@ -6,16 +6,14 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
 
-from cpuinfer_helpers.artifacts import write_text
-from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult
-from cpuinfer_helpers.errors import ArtifactError, printable
-from cpuinfer_helpers.paths import given_path
-from cpuinfer_helpers.plain_json import read_plain_json
+from cpuinfer_helpers.compare.result import Comparison, RecipeResult
+from cpuinfer_helpers.errors import ArtifactError
+from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.restoring import SPECIAL_NUMBERS, restore
+from cpuinfer_helpers.saving.folders import write_text
+from cpuinfer_helpers.saving.plain import as_plain, restore
+from cpuinfer_helpers.saving.plain_json import read_plain_json
 
 _KIND = "cpuinfer comparison"
 _FORMAT_VERSION = 2
@@ -41,7 +39,7 @@ def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
 
 def as_text(comparison: Comparison) -> str:
     """The JSON that :func:`save` writes."""
-    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **_plain(dataclasses.asdict(comparison))}
+    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **as_plain(dataclasses.asdict(comparison))}
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
@@ -98,17 +96,3 @@ def _check_row(row: RecipeResult) -> None:
     # An interval may be open where there were too few samples to tell.
     if speedup is not None and not (0 < speedup.ratio < math.inf and speedup.low <= speedup.ratio <= speedup.high):
         raise ValueError(f"the speed-up of {row.recipe} is {speedup.ratio} [{speedup.low}, {speedup.high}]")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return next(
-            text for text, number in SPECIAL_NUMBERS.items() if number == value or (text == "NaN" and value != value)
-        )
-    if isinstance(value, str):
-        return printable(value, keep="\n\t")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, ChildLost, is_memory_error
-from cpuinfer_helpers.compare.comparing import choose_recipes, choose_threads
-from cpuinfer_helpers.compare.comparison import SUCCESSFUL
-from cpuinfer_helpers.compare.session import Session
+from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
+from cpuinfer_helpers.compare.result import SUCCESSFUL
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.interface.inputs import given_rows
+from cpuinfer_helpers.processes.child import OUT_OF_MEMORY, ChildLost, is_memory_error
+from cpuinfer_helpers.processes.session import Session
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.signature import given_rows
 from cpuinfer_helpers.tasks import Score, Task
 
 logger = logging.getLogger("cpuinfer_helpers")

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import instructions
 from cpuinfer_helpers.fusion import operators as ops
 from cpuinfer_helpers.fusion import patterns
 from cpuinfer_helpers.fusion.events import Event
 from cpuinfer_helpers.fusion.evidence import Evidence, Fused
 from cpuinfer_helpers.fusion.patterns import PATTERNS, Pattern
 from cpuinfer_helpers.graph import PARTITIONS
-from cpuinfer_helpers.machine import machine_report, no_bf16_kernels
+from cpuinfer_helpers.machine import instructions
+from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 
 _Check = Callable[[Evidence], str | None]
 _MKL = "ipex_prepack::mkl_sgemm_run"

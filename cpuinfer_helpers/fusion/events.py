@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cpuinfer_helpers.machine import native_stderr_logged
+from cpuinfer_helpers.machine.switches import native_stderr_logged
 
 
 @dataclass

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpuinfer_helpers import display
-from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.display import Displayed, Table, charts
 from cpuinfer_helpers.fusion import operators as ops
 from cpuinfer_helpers.fusion.evidence import Evidence
 from cpuinfer_helpers.fusion.patterns import PATTERNS
@@ -98,7 +97,7 @@ class LayerPicture(Displayed):
         matplotlib.figure.Figure
         """
         groups = [(row.before, row.after, bool(row.pattern)) for row in self.rows]
-        return display.operator_columns(groups, title=self.table().title)
+        return charts.operator_columns(groups, title=self.table().title)
 
 
 def picture(evidence: Evidence) -> LayerPicture:

@@ -15,11 +15,12 @@ import torch
 import cpuinfer_helpers
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.errors import ArtifactError
-from cpuinfer_helpers.machine import installed_versions, machine_report
+from cpuinfer_helpers.machine.cache import cache_directory
+from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.optimize.identity import identity_of
 from cpuinfer_helpers.optimize.search import NOT_TRIED
 from cpuinfer_helpers.recipes import Recipe, list_recipes
-from cpuinfer_helpers.tasks.loading import cache_directory
 
 logger = logging.getLogger("cpuinfer_helpers")
 

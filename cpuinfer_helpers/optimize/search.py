@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.candidates import Bench, Candidate, new_row, timed
-from cpuinfer_helpers.compare.children import OUT_OF_MEMORY, ChildLost
-from cpuinfer_helpers.compare.comparing import circumstances
-from cpuinfer_helpers.compare.comparison import Comparison, RecipeResult
-from cpuinfer_helpers.compare.rounds import MIN_ROUNDS, TURN_S, Rounds
-from cpuinfer_helpers.compare.session import Session
+from cpuinfer_helpers.compare.compare import circumstances
+from cpuinfer_helpers.compare.result import Comparison, RecipeResult
 from cpuinfer_helpers.display import GrowingTable, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.processes.candidates import Bench, Candidate, new_row, timed
+from cpuinfer_helpers.processes.child import OUT_OF_MEMORY, ChildLost
+from cpuinfer_helpers.processes.rounds import MIN_ROUNDS, TURN_S, Rounds
+from cpuinfer_helpers.processes.session import Session
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.copies import EagerModel
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.machine import machine_report, version_tuple
-from cpuinfer_helpers.signature import BoundInputs
+from cpuinfer_helpers.interface.copies import EagerModel
+from cpuinfer_helpers.interface.inputs import BoundInputs
+from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.machine.versions import version_tuple
 
 Tensors = Mapping[str, torch.Tensor]
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -76,7 +77,7 @@ class Build:
     ----------
     answer
         Called with tensors by name, always the example's names; returns every output tensor by the name that
-        :func:`~cpuinfer_helpers.outputs.take_apart` gives it, in any floating dtype.
+        :func:`~cpuinfer_helpers.interface.outputs.take_apart` gives it, in any floating dtype.
     runs
         What answers now, in a few words: ``ScriptModule, frozen``, ``OpenVINO compiled model`` ...
     module

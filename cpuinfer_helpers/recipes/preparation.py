@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import switches
-from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
-from cpuinfer_helpers.machine import detect_isa, installed_versions
-from cpuinfer_helpers.outputs import OutputSpec
+from cpuinfer_helpers.interface.copies import untouched
+from cpuinfer_helpers.interface.inputs import BoundInputs, calibration_rows
+from cpuinfer_helpers.interface.outputs import OutputSpec
+from cpuinfer_helpers.interface.reference import Reference
+from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.machine.report import detect_isa
+from cpuinfer_helpers.machine.scratch import sweep
+from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 from cpuinfer_helpers.recipes.prepared_each_shape import PreparedEachShape
 from cpuinfer_helpers.recipes.registry import get_recipe
-from cpuinfer_helpers.reference import Reference
-from cpuinfer_helpers.scratch import sweep
-from cpuinfer_helpers.signature import BoundInputs, calibration_rows
-from cpuinfer_helpers.variations import Question, Variation, same_shape_plan
-from cpuinfer_helpers.verification import Verification
-from cpuinfer_helpers.verification import verify as verify_answers
+from cpuinfer_helpers.verification.checks import Verification
+from cpuinfer_helpers.verification.checks import verify as verify_answers
+from cpuinfer_helpers.verification.variations import Question, Variation, same_shape_plan
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -58,11 +59,12 @@ def prepare(
         Inputs for static quantisation: a few dozen, like those that it will see. Recipes that do not quantise ignore
         it; those that do use the example where there is none, and the receipt says so.
     verify
-        Compare with the model on everything that :func:`~cpuinfer_helpers.variations.plan` asks, three calls each, with
+        Compare with the model on everything that :func:`~cpuinfer_helpers.verification.variations.plan` asks,
+        three calls each, with
         a tolerance for the recipe's precision. A call with a size beyond those that were compared is an InputError.
     tolerance
         Largest difference that passes, as a share of the scale of the answers (see
-        :func:`~cpuinfer_helpers.equality.difference`); that of the recipe's precision unless given.
+        :func:`~cpuinfer_helpers.verification.equality.difference`); that of the recipe's precision unless given.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a RecipeError.
     each_shape
@@ -164,7 +166,7 @@ def verify_prepared(
     further
         As for :func:`prepare_like`.
     questions
-        As for :func:`~cpuinfer_helpers.verification.verify`.
+        As for :func:`~cpuinfer_helpers.verification.checks.verify`.
 
     Returns
     -------

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.carrying import Carried
 from cpuinfer_helpers.display import Displayed, Table
-from cpuinfer_helpers.outputs import OutputSpec, builder
+from cpuinfer_helpers.interface.carrying import Carried
+from cpuinfer_helpers.interface.inputs import BoundInputs
+from cpuinfer_helpers.interface.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Build
-from cpuinfer_helpers.signature import BoundInputs
-from cpuinfer_helpers.sizes import ANY_SIZE, Sizes
+from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.by_shape import Answer, EachShape, Shape
-from cpuinfer_helpers.copies import EagerModel
+from cpuinfer_helpers.interface.by_shape import Answer, EachShape, Shape
+from cpuinfer_helpers.interface.copies import EagerModel
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 
 HOW = "by the recipe, once for each shape"

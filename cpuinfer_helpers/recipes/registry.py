@@ -1,4 +1,4 @@
-"""The recipes by name. A module of this package that has a ``RECIPES`` tuple is found by itself."""
+"""The recipes by name. A module of ``recipes.backends`` that has a ``RECIPES`` tuple is found by itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.recipes import backends
 from cpuinfer_helpers.recipes.base import PRECISIONS, Recipe
 
 REFERENCE = "eager-fp32"
@@ -80,7 +81,7 @@ def our_recipe(name: str) -> Recipe:
 
 
 def _ours() -> dict[str, Recipe]:
-    from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
+    from cpuinfer_helpers.recipes.backends.ipex_variants import IPEX_VARIANTS
 
     return {**IPEX_VARIANTS, **_registry()}
 
@@ -92,10 +93,8 @@ def _registry() -> dict[str, Recipe]:
 
 
 def _found() -> Iterator[Recipe]:
-    package = __name__.rpartition(".")[0]
-    folder = importlib.import_module(package).__path__
-    for module in pkgutil.iter_modules(folder):
-        yield from getattr(importlib.import_module(f"{package}.{module.name}"), "RECIPES", ())
+    for module in pkgutil.iter_modules(backends.__path__):
+        yield from getattr(importlib.import_module(f"{backends.__name__}.{module.name}"), "RECIPES", ())
 
 
 def _order(recipe: Recipe) -> tuple[bool, int, str]:

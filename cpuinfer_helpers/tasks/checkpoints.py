@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.attention_names import unknown_attention
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.saving.attention_names import unknown_attention
 
 # As many tensors are named; of a checkpoint of another model, all are missing.
 _NAMED = 3

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
-from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.machine.paths import given_path
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

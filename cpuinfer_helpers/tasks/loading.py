@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +11,18 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers import switches
-from cpuinfer_helpers.artifacts import sha256
 from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
-from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.saving.folders import sha256
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
-from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence, read_sentences, read_texts
-from cpuinfer_helpers.tasks.squad import parse_squad, read_squad
+from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText, read_texts
+from cpuinfer_helpers.tasks.kinds.token_classification import TaggedSentence, read_sentences
+from cpuinfer_helpers.tasks.squad.data import parse_squad, read_squad
 from cpuinfer_helpers.tasks.task import Example, Task
 
 logger = logging.getLogger("cpuinfer_helpers")
-
-DATA = Path(__file__).with_name("data")
 # Rows of a hub data set that a task keeps: enough for a stable score, few enough for a laptop.
 _HUB_ROWS = 1000
 _SEED = 0
@@ -127,21 +124,6 @@ def load_task(name: str) -> Task:
 def read_examples(name: str, part: str) -> Sequence[Example]:
     """The examples of a shipped data file: ``train``, ``heldout`` or ``prose`` of a task."""
     return _SOURCES[name].read_file(DATA / f"{name}-{part}.json")
-
-
-# What its path is called in messages.
-_CACHE = "the folder for caches (set CPUINFER_CACHE)"
-
-
-def cache_directory() -> Path:
-    """Where rebuilt checkpoints are kept: ``CPUINFER_CACHE``, or the platform's own folder for caches."""
-    chosen = os.environ.get("CPUINFER_CACHE")
-    if chosen:
-        return given_path(chosen, "the variable CPUINFER_CACHE")
-    if sys.platform == "darwin":
-        return given_path("~/Library/Caches/cpuinfer_helpers", _CACHE)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return given_path(base or "~/.cache", _CACHE) / "cpuinfer_helpers"
 
 
 def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Path:

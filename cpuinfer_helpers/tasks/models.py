@@ -13,7 +13,7 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import DataError, InputError, first_line
-from cpuinfer_helpers.paths import given_path
+from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.loading import TASK_NAMES, load_task, read_examples
@@ -131,7 +131,7 @@ class LoadedModel(Displayed):
 
     def _own_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Without what this model does not take, such as segments for those without them."""
-        from cpuinfer_helpers.signature import argument_names
+        from cpuinfer_helpers.interface.inputs import argument_names
 
         known = argument_names(self.model)
         return {name: tensor for name, tensor in inputs.items() if name in known}

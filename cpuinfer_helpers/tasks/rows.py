@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks import classification
-from cpuinfer_helpers.tasks import question_answering as qa
-from cpuinfer_helpers.tasks.squad_answers import find_answers
-from cpuinfer_helpers.tasks.task import Example, Score, Task, encode_sentences, encode_texts
+from cpuinfer_helpers.tasks.kinds import text_classification, token_classification
+from cpuinfer_helpers.tasks.kinds.text_classification import encode_texts
+from cpuinfer_helpers.tasks.kinds.token_classification import encode_sentences
+from cpuinfer_helpers.tasks.squad import windows as qa
+from cpuinfer_helpers.tasks.squad.answers import find_answers
+from cpuinfer_helpers.tasks.task import Example, Score, Task
 
 # What cross-entropy leaves out.
 _NO_LABEL = -100
@@ -108,7 +110,7 @@ def _text_rows(task: Task, texts: list[Any]) -> tuple[list[dict[str, Any]], Any]
 
     def read(logits: tuple[np.ndarray, ...]) -> tuple[list[Any], dict[str, float]]:
         labels = [names[number] for number in logits[0].argmax(axis=-1).tolist()]
-        return labels, {"accuracy": classification.accuracy([text.label for text in texts], labels)}
+        return labels, {"accuracy": text_classification.accuracy([text.label for text in texts], labels)}
 
     return rows, read
 
@@ -116,7 +118,7 @@ def _text_rows(task: Task, texts: list[Any]) -> tuple[list[dict[str, Any]], Any]
 def _sentence_rows(task: Task, sentences: list[Any]) -> tuple[list[dict[str, Any]], Any]:
     encoded = encode_sentences(task.tokenizer, sentences)
     names = task.trained_model.config.id2label
-    firsts = [classification.first_tokens(encoded, i) for i in range(len(sentences))]
+    firsts = [token_classification.first_tokens(encoded, i) for i in range(len(sentences))]
     rows = []
     for i, sentence in enumerate(sentences):
         row = _inputs(task, encoded, i)
@@ -125,7 +127,7 @@ def _sentence_rows(task: Task, sentences: list[Any]) -> tuple[list[dict[str, Any
     def read(logits: tuple[np.ndarray, ...]) -> tuple[list[Any], dict[str, float]]:
         best = logits[0].argmax(axis=-1)
         predicted = [_tags(names, sentences[i], firsts[i], best[i]) for i in range(len(sentences))]
-        return predicted, classification.entity_f1([sentence.tags for sentence in sentences], predicted)
+        return predicted, token_classification.entity_f1([sentence.tags for sentence in sentences], predicted)
 
     return rows, read
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds, shorten
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks import classification, question_answering
-from cpuinfer_helpers.tasks.classification import LabelledText, TaggedSentence
-from cpuinfer_helpers.tasks.squad import Question
+from cpuinfer_helpers.tasks.kinds import text_classification
+from cpuinfer_helpers.tasks.kinds.base import Model, Run, padded, padded_batches, rows_of
+from cpuinfer_helpers.tasks.kinds.question_answering import answer_questions, find_answers
+from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText, classify_texts, encode_texts
+from cpuinfer_helpers.tasks.kinds.token_classification import TaggedSentence, encode_sentences, tag_sentences
+from cpuinfer_helpers.tasks.squad import windows
+from cpuinfer_helpers.tasks.squad.data import Question
 
-Model = Callable[..., Any]
 Example = Question | LabelledText | TaggedSentence
 
 
@@ -62,7 +65,7 @@ class Score(Displayed):
         """Share of equal predictions of two scores on the same examples, in percent."""
         if len(self.predictions) != len(other.predictions):
             raise InputError(f"the scores are of {self.examples} and {other.examples} examples; score the same ones")
-        return classification.accuracy(self.predictions, other.predictions)
+        return text_classification.accuracy(self.predictions, other.predictions)
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +108,7 @@ class Task(Displayed):
     def inputs(
         self,
         batch_size: int = 1,
-        length: int = question_answering.MAX_SEQ_LENGTH,
+        length: int = windows.MAX_SEQ_LENGTH,
         *,
         tokens: int | Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -140,7 +143,7 @@ class Task(Displayed):
                 "batch_size must be at least 1, and 4 <= tokens <= length, for every row"
             )
         rows = [self._row_of(row, count) for row, count in enumerate(counts)]
-        return _pad(self.tokenizer, rows, length)
+        return padded(self.tokenizer, rows, length)
 
     def calibration_inputs(
         self, count: int = 32, *, length: int | None = None, batch_size: int = 1
@@ -175,7 +178,7 @@ class Task(Displayed):
         chosen = _spread(read_examples(self.name, "train"), count)
         # A question may have several windows.
         rows = _spread(_encoded_rows(self.tokenizer, chosen), count)
-        return list(_batches(self.tokenizer, rows, batch_size, length, "length"))
+        return list(padded_batches(self.tokenizer, rows, batch_size, length, "length"))
 
     def evaluate(
         self,
@@ -218,12 +221,12 @@ class Task(Displayed):
             raise InputError(f"batch_size {batch_size} and limit {limit} must be at least 1")
         examples = list(self.datasets[split])[:limit]
         started = time.perf_counter()
-        run = _Run(self.tokenizer, model or self.trained_model, self._labels(), batch_size, pad_to)
+        run = Run(self.tokenizer, model or self.trained_model, self._labels(), batch_size, pad_to)
         predictions, metrics = _SCORERS[self.name](run, examples)
         seconds = time.perf_counter() - started
         return Score(self.name, split, self.origin, metrics, len(examples), tuple(predictions), seconds)
 
-    def answer(self, question: str, context: str, *, model: Model | None = None) -> question_answering.Answer:
+    def answer(self, question: str, context: str, *, model: Model | None = None) -> windows.Answer:
         """Answer one question of your own from a text of your own.
 
         Parameters
@@ -249,8 +252,8 @@ class Task(Displayed):
             raise InputError(f"answer: this task is {self.name}; load_task('question-answering') answers questions")
         if not question.strip() or not context.strip():
             raise InputError("answer: the question or the context is empty; give both")
-        run = _Run(self.tokenizer, model or self.trained_model, self._labels(), 8, None)
-        return _find_answers(run, [Question("yours", question, context, (), ())])[0]
+        run = Run(self.tokenizer, model or self.trained_model, self._labels(), 8, None)
+        return find_answers(run, [Question("yours", question, context, (), ())])[0]
 
     def table(self) -> Table:
         """What the task consists of."""
@@ -286,91 +289,19 @@ class Task(Displayed):
         return {int(number): label for number, label in self.trained_model.config.id2label.items()}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One pass of a model over encoded rows."""
-
-    tokenizer: Any
-    model: Model
-    labels: Mapping[int, str]
-    batch_size: int
-    pad_to: int | None
-
-    def outputs(self, rows: Sequence[Mapping[str, list[int]]]) -> Iterator[Any]:
-        """The model's output for each batch."""
-        from tqdm.auto import tqdm
-
-        batches = _batches(self.tokenizer, rows, self.batch_size, self.pad_to, "pad_to")
-        total = -(-len(rows) // self.batch_size)
-        for inputs in tqdm(batches, desc="evaluating", unit="batch", total=total, leave=False, delay=2.0):
-            with torch.no_grad():
-                yield self.model(**inputs)
-
-
-def _answer_questions(run: _Run, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
-    answers = [answer.text for answer in _find_answers(run, questions)]
-    return answers, question_answering.score_answers(questions, answers)
-
-
-def _find_answers(run: _Run, questions: Sequence[Question]) -> list[question_answering.Answer]:
-    windows = question_answering.prepare_windows(questions, run.tokenizer)
-    logits = [
-        pair
-        for output in run.outputs([window.inputs for window in windows])
-        for pair in zip(output["start_logits"], output["end_logits"], strict=True)
-    ]
-    return [found[0] for found in question_answering.best_answers(questions, windows, logits)]
-
-
-def _classify_texts(run: _Run, texts: Sequence[LabelledText]) -> tuple[list[str], dict[str, float]]:
-    encoded = encode_texts(run.tokenizer, texts)
-    rows = _rows(run.tokenizer, encoded, len(texts))
-    classes = [number for output in run.outputs(rows) for number in output["logits"].argmax(dim=-1).tolist()]
-    labels = [run.labels[number] for number in classes]
-    return labels, {"accuracy": classification.accuracy([text.label for text in texts], labels)}
-
-
-def _tag_sentences(run: _Run, sentences: Sequence[TaggedSentence]) -> tuple[list[tuple[str, ...]], dict[str, float]]:
-    encoded = encode_sentences(run.tokenizer, sentences)
-    rows = _rows(run.tokenizer, encoded, len(sentences))
-    best = [row.tolist() for output in run.outputs(rows) for row in output["logits"].argmax(dim=-1)]
-    predicted = []
-    for index, sentence in enumerate(sentences):
-        tags = ["O"] * len(sentence.words)
-        for word, position in classification.first_tokens(encoded, index).items():
-            tags[word] = run.labels[best[index][position]]
-        predicted.append(tuple(tags))
-    return predicted, classification.entity_f1([sentence.tags for sentence in sentences], predicted)
-
-
-_SCORERS: dict[str, Callable[[_Run, Any], tuple[list[Any], dict[str, float]]]] = {
-    "question-answering": _answer_questions,
-    "text-classification": _classify_texts,
-    "token-classification": _tag_sentences,
+_SCORERS: dict[str, Callable[[Run, Any], tuple[list[Any], dict[str, float]]]] = {
+    "question-answering": answer_questions,
+    "text-classification": classify_texts,
+    "token-classification": tag_sentences,
 }
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[LabelledText]) -> Any:
-    """Tokenize texts, cut to what the model takes."""
-    return tokenizer([text.text for text in texts], truncation=True, max_length=_longest(tokenizer))
-
-
-def encode_sentences(tokenizer: Any, sentences: Sequence[TaggedSentence]) -> Any:
-    """Tokenize sentences word by word, cut to what the model takes."""
-    words = [list(sentence.words) for sentence in sentences]
-    return tokenizer(words, is_split_into_words=True, truncation=True, max_length=_longest(tokenizer))
 
 
 def _encoded_rows(tokenizer: Any, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
     """Rows of the examples as :meth:`Task.evaluate` makes them."""
     if isinstance(examples[0], Question):
-        return [window.inputs for window in question_answering.prepare_windows(examples, tokenizer)]
+        return [window.inputs for window in windows.prepare_windows(examples, tokenizer)]
     encode = encode_texts if isinstance(examples[0], LabelledText) else encode_sentences
-    return _rows(tokenizer, encode(tokenizer, examples), len(examples))
-
-
-def _rows(tokenizer: Any, encoded: Any, count: int) -> list[dict[str, list[int]]]:
-    return [{name: encoded[name][row] for name in tokenizer.model_input_names} for row in range(count)]
+    return rows_of(tokenizer, encode(tokenizer, examples), len(examples))
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -379,37 +310,10 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _batches(
-    tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], batch_size: int, length: int | None, argument: str
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Padded batches, each as long as asked or as its longest row; ``argument`` is what the caller calls the length."""
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        longest = max(len(row["input_ids"]) for row in batch)
-        if length is not None and length < longest:
-            raise InputError(f"{argument} is {length}, but a row has {longest} tokens; give at least as many")
-        yield _pad(tokenizer, batch, length or longest)
-
-
-def _pad(tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
-    """Tensors of rows that are filled up to the same length on the right."""
-    if tokenizer.pad_token_id is None and any(len(row["input_ids"]) < length for row in rows):
-        raise InputError("the tokenizer has no padding token, and rows differ in length; set tokenizer.pad_token")
-    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    return {
-        name: torch.tensor([row[name] + [fill.get(name, 0)] * (length - len(row[name])) for row in rows])
-        for name in rows[0]
-    }
-
-
 def _text_of(example: Example) -> str:
     if isinstance(example, Question):
         return example.context
     return example.text if isinstance(example, LabelledText) else " ".join(example.words)
-
-
-def _longest(tokenizer: Any) -> int:
-    return min(tokenizer.model_max_length, question_answering.MAX_SEQ_LENGTH)
 
 
 def _millions(model: torch.nn.Module) -> str:

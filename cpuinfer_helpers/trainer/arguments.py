@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import transformers
 
-from cpuinfer_helpers import switches
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.recipes import get_recipe
 from cpuinfer_helpers.trainer.plan import precision_of
 

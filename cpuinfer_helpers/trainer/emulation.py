@@ -14,9 +14,8 @@ from transformers.trainer_utils import has_length
 
 from cpuinfer_helpers.display import format_seconds
 from cpuinfer_helpers.errors import InputError, first_line
-from cpuinfer_helpers.machine import EMULATED_BF16, machine_report
-from cpuinfer_helpers.recipes.copies import cast_copy
-from cpuinfer_helpers.trainer.copies import evaluation_copy, in_evaluation_mode
+from cpuinfer_helpers.interface.copies import cast_copy, evaluation_copy, in_evaluation_mode
+from cpuinfer_helpers.machine.report import EMULATED_BF16, machine_report
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
 
 logger = logging.getLogger("cpuinfer_helpers")

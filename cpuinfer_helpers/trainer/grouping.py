@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpuinfer_helpers.recipes.buckets import BUCKET_STEP
+from cpuinfer_helpers.recipes.tools.buckets import BUCKET_STEP
 
 logger = logging.getLogger("cpuinfer_helpers")
 

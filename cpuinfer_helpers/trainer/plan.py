@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpuinfer_helpers.recipes import Recipe, get_recipe
-from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
+from cpuinfer_helpers.recipes.backends.ipex_variants import IPEX_VARIANTS
 
 # What asks for anything but the plain FP32 model.
 FLAGS = ("jit_mode_eval", "use_ipex", "bf16", "bf16_full_eval")

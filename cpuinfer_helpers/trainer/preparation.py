@@ -10,22 +10,21 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.copies import untouched
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
-from cpuinfer_helpers.machine import detect_isa, installed_versions
-from cpuinfer_helpers.outputs import take_apart
+from cpuinfer_helpers.interface.copies import attention_of, cast_copy, evaluation_copy, in_evaluation_mode, untouched
+from cpuinfer_helpers.interface.outputs import take_apart
+from cpuinfer_helpers.interface.reference import Reference
+from cpuinfer_helpers.machine.report import detect_isa
+from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
-from cpuinfer_helpers.recipes.copies import attention_of, cast_copy
 from cpuinfer_helpers.recipes.preparation import prepare_like
-from cpuinfer_helpers.reference import Reference
-from cpuinfer_helpers.trainer.copies import evaluation_copy, in_evaluation_mode
 from cpuinfer_helpers.trainer.emulation import emulation_text
 from cpuinfer_helpers.trainer.grouping import as_long, cut_columns
 from cpuinfer_helpers.trainer.losses import LossFunction, loss_of, split_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
-from cpuinfer_helpers.variations import Variation, valid_positions
+from cpuinfer_helpers.verification.variations import Variation, valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 

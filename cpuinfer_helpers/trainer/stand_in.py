@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.carrying import refuse_fork
 from cpuinfer_helpers.errors import first_line
+from cpuinfer_helpers.interface.carrying import refuse_fork
+from cpuinfer_helpers.interface.inputs import argument_names
 from cpuinfer_helpers.receipts import Receipt
-from cpuinfer_helpers.signature import argument_names
 from cpuinfer_helpers.trainer.emulation import Forecast, seconds_in_fp32, shortest, timed
 from cpuinfer_helpers.trainer.losses import with_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan

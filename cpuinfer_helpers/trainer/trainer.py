@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from cpuinfer_helpers.machine import freed_memory_kept
+from cpuinfer_helpers.machine.switches import freed_memory_kept
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.trainer import grouping
 from cpuinfer_helpers.trainer.emulation import Forecast, warn_of_emulation, why_emulated

@@ -15,12 +15,12 @@ import torch
 import transformers
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from cpuinfer_helpers import switches
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
-from cpuinfer_helpers.machine import machine_report
-from cpuinfer_helpers.recipes import ipex
+from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.recipes.backends import ipex
 from cpuinfer_helpers.trainer.grouping import rows_at
 from cpuinfer_helpers.trainer.plan import FLAGS
 from cpuinfer_helpers.trainer.stand_in import StandIn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cpuinfer_helpers.outputs import take_apart
+from cpuinfer_helpers.interface.outputs import take_apart
 from tests.conftest import make_bert
 
 # The same products in FP32, summed in another order, for answers of about one; larger ones have larger steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import tempfile
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.adapter import named_inputs
-from cpuinfer_helpers.compare import comparing
-from cpuinfer_helpers.compare.memory import private_bytes
+from cpuinfer_helpers.interface.adapter import named_inputs
+from cpuinfer_helpers.processes.memory import private_bytes
 from cpuinfer_helpers.recipes import Build
+
+# The package holds the function under this name.
+compare_module = importlib.import_module("cpuinfer_helpers.compare.compare")
 
 MIB = 2**20
 # As in a notebook cell: a class of __main__, with a global that it needs.
@@ -223,7 +226,7 @@ def test_the_table_and_the_frame_show_all_rows(comparison):
 
 
 def test_recipes_that_do_not_fit_at_once_are_measured_in_groups(monkeypatch):
-    from cpuinfer_helpers.compare.session import Session
+    from cpuinfer_helpers.processes.session import Session
 
     monkeypatch.setattr(Session, "has_room_for", lambda self, recipe: False)
     names = ["torchscript-fp32", "eager-bf16"]
@@ -263,14 +266,14 @@ def test_a_reference_that_does_not_run_is_an_error():
     ],
 )
 def test_a_wrong_argument_is_named_before_anything_is_started(arguments, message, monkeypatch):
-    monkeypatch.setattr(comparing, "Session", None)
+    monkeypatch.setattr(compare_module, "Session", None)
     request = {"model": make_tagger(), "inputs": make_inputs(), **arguments}
     with pytest.raises(cpu.InputError, match=message):
         cpu.compare(**request)
 
 
 def test_what_children_need_lies_in_a_folder_that_is_removed(tmp_path, monkeypatch):
-    from cpuinfer_helpers.compare.session import Session
+    from cpuinfer_helpers.processes.session import Session
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with Session({"model": make_tagger()}, threads=1, timeout_s=60, memory_bytes=None):

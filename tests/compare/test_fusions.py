@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.recipes.ipex_variants import IPEX_VARIANTS
+from cpuinfer_helpers.recipes.backends.ipex_variants import IPEX_VARIANTS
 from tests.conftest import make_bert, make_inputs
 from tests.isa import NO_AVX512_LOOPS, NO_BF16_KERNELS_IN_IPEX, needs_bf16_kernels_in_ipex
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.adapter import named_inputs
-from cpuinfer_helpers.compare import children
-from cpuinfer_helpers.compare.children import ChildLost
-from cpuinfer_helpers.compare.session import Session
+from cpuinfer_helpers.interface.adapter import named_inputs
+from cpuinfer_helpers.processes import child as child_module
+from cpuinfer_helpers.processes.child import ChildLost
+from cpuinfer_helpers.processes.session import Session
 from cpuinfer_helpers.recipes import Build
 
 ROOT = Path(cpu.__file__).parents[1]
@@ -189,7 +189,7 @@ def test_a_step_for_which_no_time_is_left_is_not_waited_for():
 )
 def test_a_killed_child_ran_out_of_memory_if_the_kernel_counts_one(tmp_path, monkeypatch, counters, status):
     file = tmp_path / "vmstat"
-    monkeypatch.setattr(children, "_KERNEL_COUNTERS", file)
+    monkeypatch.setattr(child_module, "_KERNEL_COUNTERS", file)
     file.write_text(f"nr_free_pages 1\n{counters[0]}\n")
     with session_of_double() as session:
         child, _ = session.start(cpu.get_recipe("eager-fp32"))

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.mixed_lengths import measure_mixed_lengths
+from cpuinfer_helpers.compare.mixed import measure_mixed_lengths
 
 LENGTHS = (20, 50, 33)
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.compare import candidates
+from cpuinfer_helpers.processes import candidates
 from tests.faults.harm import WAIT_S, Layers, example, kill_at, recipes_in_trouble
 
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.adapter import named_inputs
+from cpuinfer_helpers.interface.adapter import named_inputs
 from cpuinfer_helpers.recipes import Build
 
 MIB = 2**20

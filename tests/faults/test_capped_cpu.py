@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cpuinfer_helpers import instructions
-from cpuinfer_helpers.machine import detect_isa
+from cpuinfer_helpers.machine import instructions
+from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.recipes import get_recipe
 from tests.conftest import seen_in_child
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif("AVX2" not in detect_isa(), reason="the variable
 SEE = """
 import json, sys
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import doctor
-from cpuinfer_helpers.tracing import trace_model
+from cpuinfer_helpers.commands import doctor
+from cpuinfer_helpers.tracing.trace import trace_model
 from tests.faults.harm import Layers, example
 
 model = Layers().eval()

@@ -13,8 +13,8 @@ import pytest
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import run_qa
-from cpuinfer_helpers.compare.session import Session
-from cpuinfer_helpers.tasks.loading import DATA
+from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.tasks.data_files import DATA
 from tests.conftest import seen_in_child
 from tests.faults.harm import Layers, example, largest_file
 

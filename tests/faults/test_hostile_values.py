@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.artifacts import MANIFEST
 from cpuinfer_helpers.optimize import choices
 from cpuinfer_helpers.recipes import get_recipe
+from cpuinfer_helpers.saving.folders import MANIFEST
 from tests.conftest import make_bert, make_inputs
 from tests.faults.harm import Layers, example
 from tests.faults.test_remembered_choices import found
 from tests.faults.test_tampered import list_as_its_own, read, write
 from tests.optimize.saving_cases import by_hand
-from tests.test_each_shape import LengthBakedIn
+from tests.tracing.test_each_shape import LengthBakedIn
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
 RECIPES = ("torchscript-fp32", "onednn-graph-fp32", "openvino-fp32", "onnxruntime-fp32", "eager-fp32")

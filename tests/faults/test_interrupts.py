@@ -96,11 +96,11 @@ def test_while_a_trace_is_saved_over_an_older_one(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["rename", "rmtree"])
 def test_while_an_older_trace_is_replaced(tmp_path, monkeypatch, moment, name):
     """Around each step of replacing: the old one is there, or the new one."""
-    from cpuinfer_helpers import artifacts
+    from cpuinfer_helpers.saving import folders
 
     old, new = (cpu.trace_model(Layers(seed).eval(), example(), verify=False) for seed in (0, 1))
     old.save(tmp_path / "model")
-    target = Path if name == "rename" else artifacts.shutil
+    target = Path if name == "rename" else folders.shutil
     real = getattr(target, name)
     pressed = []
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import each_shape, switches
+from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.recipes import get_recipe
+from cpuinfer_helpers.tracing import each_shape
 from tests import soak
 from tests.conftest import make_bert, make_inputs
 

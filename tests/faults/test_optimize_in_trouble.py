@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.compare import candidates
 from cpuinfer_helpers.optimize import choices, search
+from cpuinfer_helpers.processes import candidates
 from cpuinfer_helpers.recipes import Build
 from tests.faults.harm import MIB, kill_at, recipe, sleep_after_writing, wait_for
 from tests.faults.test_interrupts import interrupt
@@ -164,7 +164,7 @@ def test_a_reference_that_is_killed_leaves_the_eager_model(
 
 
 def remembered() -> list[Path]:
-    from cpuinfer_helpers.tasks.loading import cache_directory
+    from cpuinfer_helpers.machine.cache import cache_directory
 
     return list(cache_directory().rglob("*.json"))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.artifacts import MANIFEST
+from cpuinfer_helpers.saving.folders import MANIFEST
 from tests.conftest import make_bert, make_inputs
 from tests.faults.harm import Layers, example, largest_file
 from tests.faults.test_tampered import Payload, archive, changed, list_as_its_own, places, plain_pickle, read, write
@@ -206,8 +206,8 @@ def test_two_processes_save_to_one_folder(tmp_path: Path) -> None:
 def test_an_interrupt_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     from dataclasses import replace
 
-    from cpuinfer_helpers import artifacts
-    from cpuinfer_helpers.optimize import saving
+    from cpuinfer_helpers.optimize import model
+    from cpuinfer_helpers.saving import folders
 
     target = tmp_path / "saved" / "model"
     old, new = (by_hand("torchscript-fp32", Layers(seed).eval(), example()) for seed in (0, 1))
@@ -222,14 +222,14 @@ def test_an_interrupt_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         if moment == "exporting":
-            known = saving.get_recipe("torchscript-fp32")
-            patch.setattr(saving, "get_recipe", lambda name: replace(known, export=after(known.export)))
+            known = model.get_recipe("torchscript-fp32")
+            patch.setattr(model, "get_recipe", lambda name: replace(known, export=after(known.export)))
         elif moment == "weights":
-            patch.setattr(saving, "write_model", after(saving.write_model))
+            patch.setattr(model, "write_model", after(model.write_model))
         elif moment == "comparison":
-            patch.setattr(saving, "as_text", after(saving.as_text))
+            patch.setattr(model, "as_text", after(model.as_text))
         else:
-            patch.setattr(artifacts, "move_into_place", lambda *paths: after(lambda: None)())
+            patch.setattr(folders, "move_into_place", lambda *paths: after(lambda: None)())
         with pytest.raises(KeyboardInterrupt):
             new.save(target)
     assert list(target.parent.iterdir()) == [target]

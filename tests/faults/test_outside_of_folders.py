@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.artifacts import sha256
+from cpuinfer_helpers.saving.folders import sha256
 from tests.faults.harm import Layers, example
 from tests.faults.test_tampered import list_as_its_own, read, write
 from tests.optimize.saving_cases import by_hand
@@ -213,7 +213,7 @@ def test_a_compiled_model_of_openvino_that_lies_elsewhere(
     blob = folder / "model.openvino"
     blob.replace(tmp_path / "outside")
     put(tmp_path / "outside", blob)
-    monkeypatch.setattr("cpuinfer_helpers.recipes.openvino._Answer", None)
+    monkeypatch.setattr("cpuinfer_helpers.recipes.backends.openvino._Answer", None)
     with pytest.raises(cpu.ArtifactError, match="no file of its own"):
         cpu.load_optimized(folder)
     blob.unlink()

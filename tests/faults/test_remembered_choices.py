@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
-from cpuinfer_helpers.optimize import choices, optimizing
-from cpuinfer_helpers.timing import Timing
+from cpuinfer_helpers.optimize import choices
+from cpuinfer_helpers.timing.results import Timing
 from tests.faults.harm import Layers, example, largest_file
 from tests.faults.test_tampered import Payload, archive, changed, places, plain_pickle
 from tests.faults.test_two_at_once import in_two_processes
+
+# The package holds the function under this name.
+optimize_module = importlib.import_module("cpuinfer_helpers.optimize.optimize")
 
 RECIPES = ["torchscript-fp32"]
 
@@ -63,7 +67,7 @@ def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         done.append(len(recipes))
         return comparison
 
-    monkeypatch.setattr(optimizing.Search, "run", run)
+    monkeypatch.setattr(optimize_module.Search, "run", run)
     return done
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.artifacts import MANIFEST, sha256
+from cpuinfer_helpers.saving.folders import MANIFEST, sha256
 from tests.faults.harm import Layers, example
 
 MODULE, PROBE = "model.torchscript.pt", "probe.safetensors"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cpuinfer_helpers import doctor
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.commands import doctor
+from cpuinfer_helpers.machine.report import machine_report
 from tests.conftest import seen_in_child
 
 WORK = """
@@ -18,7 +18,7 @@ if "one core" in sys.argv:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import torch
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import doctor
+from cpuinfer_helpers.commands import doctor
 from tests.faults.harm import Layers, example
 
 report = cpu.machine_report()

@@ -10,7 +10,7 @@ import pytest
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.tasks import hub, loading
-from cpuinfer_helpers.tasks.loading import DATA
+from cpuinfer_helpers.tasks.data_files import DATA
 from tests.conftest import make_bert, write_tokenizer
 
 TENTHS = range(10)

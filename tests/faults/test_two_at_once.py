@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cpuinfer_helpers import artifacts
-from cpuinfer_helpers.artifacts import new_artifact, read_manifest
+from cpuinfer_helpers.saving import folders
+from cpuinfer_helpers.saving.folders import new_artifact, read_manifest
 
 pytestmark = pytest.mark.apart
 
@@ -83,7 +83,7 @@ def test_the_old_or_the_new_artifact_is_there_at_any_time(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "rename", look(Path.rename))
     monkeypatch.setattr(os, "rename", look(os.rename))
-    monkeypatch.setattr(artifacts, "_exchange", look(artifacts._exchange))
+    monkeypatch.setattr(folders, "_exchange", look(folders._exchange))
     monkeypatch.setattr(shutil, "rmtree", look(shutil.rmtree))
     with new_artifact(tmp_path / "model", "test", {"format_version": 1}) as part:
         (part / "1.bin").write_text("new")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpuinfer_helpers.machine import version_tuple
+from cpuinfer_helpers.machine.versions import version_tuple
 from tests.conftest import seen_in_child
 from tests.isa import NO_BF16_KERNELS_IN_IPEX
 
@@ -17,8 +17,8 @@ SEE = """
 import json, sys
 import torch
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import doctor
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.commands import doctor
+from cpuinfer_helpers.machine.report import machine_report
 from tests.faults.harm import Layers, example
 
 names = ("ipex-fp32", "ipex-bf16", "ipex-int8")

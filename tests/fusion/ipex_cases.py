@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.course.examples import PATTERN_EXAMPLES, Attention
 from cpuinfer_helpers.fusion import fusion_report
-from cpuinfer_helpers.fusion.examples import PATTERN_EXAMPLES, Attention
 from cpuinfer_helpers.fusion.patterns import MHA
-from cpuinfer_helpers.machine import no_bf16_kernels
+from cpuinfer_helpers.machine.report import no_bf16_kernels
 from tests.conftest import make_bert, make_inputs
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}

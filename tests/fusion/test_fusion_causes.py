@@ -13,7 +13,7 @@ from cpuinfer_helpers.fusion import PATTERNS, causes
 from cpuinfer_helpers.fusion.causes import why_not
 from cpuinfer_helpers.fusion.events import Event, Profile
 from cpuinfer_helpers.fusion.evidence import Evidence
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine.report import machine_report
 
 PATTERN = {pattern.name: pattern for pattern in PATTERNS}
 MHA, ADD_LAYERNORM, ONEDNN_GRAPH = "multi-head attention", "add+layernorm", "oneDNN Graph partition"

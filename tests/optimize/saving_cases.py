@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.artifacts import MANIFEST, sha256
 from cpuinfer_helpers.compare import RecipeResult
+from cpuinfer_helpers.saving.folders import MANIFEST, sha256
 from tests.conftest import make_bert, make_inputs
 
 # Batch size, length and padded positions; the example has 2 rows of 12.

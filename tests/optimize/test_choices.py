@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import math
@@ -16,11 +17,14 @@ from repeating import make_inputs, make_model, make_recipes
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
-from cpuinfer_helpers.optimize import choices, optimizing
+from cpuinfer_helpers.optimize import choices
 from cpuinfer_helpers.recipes import get_recipe
-from cpuinfer_helpers.timing import Timing
+from cpuinfer_helpers.timing.results import Timing
 from tests.conftest import make_bert
 from tests.conftest import make_inputs as make_tokens
+
+# The package holds the function under this name.
+optimize_module = importlib.import_module("cpuinfer_helpers.optimize.optimize")
 
 RECIPES = ["torchscript-fp32"]
 SETTINGS = {"tolerance": None}
@@ -36,13 +40,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Counts the searches; what was remembered needs none."""
     done: list[str] = []
-    run = optimizing.Search.run
+    run = optimize_module.Search.run
 
     def counted(self, recipes):
         done.append(type(self.model).__name__)
         return run(self, recipes)
 
-    monkeypatch.setattr(optimizing.Search, "run", counted)
+    monkeypatch.setattr(optimize_module.Search, "run", counted)
     return done
 
 
@@ -73,7 +77,7 @@ def test_a_choice_that_does_not_hold_for_other_weights_is_measured_anew(
     first = optimize(make_model())
     if first.recipe == "eager-fp32":
         pytest.skip("nothing was faster here, so there is nothing to fail")
-    prepare, calls = optimizing.prepare, []
+    prepare, calls = optimize_module.prepare, []
 
     def failing(*arguments, **options):
         calls.append(options.get("verify", True))
@@ -81,7 +85,7 @@ def test_a_choice_that_does_not_hold_for_other_weights_is_measured_anew(
             raise cpu.RecipeError("it differs")
         return prepare(*arguments, **options)
 
-    monkeypatch.setattr(optimizing, "prepare", failing)
+    monkeypatch.setattr(optimize_module, "prepare", failing)
     with caplog.at_level(logging.WARNING, "cpuinfer_helpers"):
         again = optimize(make_model())
     assert calls[0] is True, "what is remembered must be verified"
@@ -212,7 +216,7 @@ def _stop(*_: object) -> None:
 def test_a_metric_that_holds_what_cannot_be_seen(
     monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(optimizing.Search, "run", lambda self, recipes: _comparison(timed=True))
+    monkeypatch.setattr(optimize_module.Search, "run", lambda self, recipes: _comparison(timed=True))
     numbers = (number for number in (1.0, 1.0, 1.0))
     metric = lambda model: next(numbers)  # noqa: E731  as people write it in notebooks
     assert not optimize(make_model(), metric=metric).remembered and not cache.exists()
@@ -240,7 +244,7 @@ def test_a_metric_that_is_no_number_on_the_model_itself(value: float, cache: Pat
 def test_a_metric_that_fails_when_a_choice_is_remembered(
     metric: Any, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    monkeypatch.setattr(optimizing.Search, "run", lambda self, recipes: _comparison(timed=True))
+    monkeypatch.setattr(optimize_module.Search, "run", lambda self, recipes: _comparison(timed=True))
     optimize(make_model(), metric=first_metric, metric_name="mine")
     with pytest.raises(cpu.InputError, match="metric"):
         optimize(make_model(), metric=metric, metric_name="mine")
@@ -250,7 +254,7 @@ def test_a_choice_for_which_a_recipe_timed_out_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = _comparison(status="timed out: prepare took more than 60 s")
-    monkeypatch.setattr(optimizing.Search, "run", lambda self, recipes: found)
+    monkeypatch.setattr(optimize_module.Search, "run", lambda self, recipes: found)
     assert not optimize(make_model()).remembered and not optimize(make_model()).remembered
     assert not cache.exists() and "torchscript-fp32 timed out" in caplog.text and "budget_s" in caplog.text
     # Nor is one used that an earlier version kept.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,13 @@ import torch
 from repeating import KINDS, failing, make_inputs, make_model, make_recipes, mean_of_first
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.compare.comparing import choose_recipes
-from cpuinfer_helpers.optimize import optimizing, search
+from cpuinfer_helpers.compare.compare import choose_recipes
+from cpuinfer_helpers.optimize import search
 from cpuinfer_helpers.optimize.search import in_order, metric_holds
 from cpuinfer_helpers.recipes import base
+
+# The package holds the function under this name.
+optimizing = importlib.import_module("cpuinfer_helpers.optimize.optimize")
 
 EVERY_KIND = tuple(name for name in KINDS if name not in ("hanging-fp32", "ways-fp32"))
 
@@ -173,7 +177,6 @@ def test_no_time_at_all_leaves_the_eager_model() -> None:
 def test_what_fails_only_in_this_process_gives_way_to_the_next(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str, reason: str
 ) -> None:
-    from cpuinfer_helpers.optimize import optimizing
 
     tried = []
 
@@ -267,6 +270,6 @@ def test_a_model_in_training_mode_is_refused() -> None:
 def test_a_comparison_without_a_reference_has_no_choice(optimized: cpu.OptimizedModel) -> None:
     rows = {**optimized.comparison.rows}
     rows["eager-fp32"] = replace(rows["eager-fp32"], timing=None, status="timed out: run took more than 1 s")
-    from cpuinfer_helpers.optimize.optimizing import _why_eager
+    from cpuinfer_helpers.optimize.optimize import _why_eager
 
     assert "could not be measured (timed out" in _why_eager(replace(optimized.comparison, rows=rows))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.machine import installed_versions
+from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.recipes import Build, get_recipe
 from tests.conftest import make_bert, make_inputs, seen_in_child
 from tests.optimize.saving_cases import (

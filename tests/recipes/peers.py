@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.outputs import take_apart
+from cpuinfer_helpers.interface.outputs import take_apart
 
 
 class Rectifier(torch.nn.Module):

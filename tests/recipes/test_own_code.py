@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.recipes.copies import attention_of, with_attention
+from cpuinfer_helpers.interface.copies import attention_of, with_attention
 
 SPECIAL = 7
 IN_PROCESS = ("torchscript", "onednn-graph", "openvino", "onnxruntime", "bettertransformer")

@@ -16,9 +16,9 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.errors import InputError, RecipeError
+from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy, with_attention
 from cpuinfer_helpers.recipes import Build, Recipe, Request, base, get_recipe, list_recipes, prepare
 from cpuinfer_helpers.recipes import registry as registry_module
-from cpuinfer_helpers.recipes.copies import attention_of, cast_copy, shared_copy, with_attention
 from tests.conftest import MaskDroppedWhenFull, make_bert, make_inputs
 
 OWN = ("eager-fp32", "eager-bf16", "torchscript-fp32", "torchscript-bf16")
@@ -90,7 +90,7 @@ def test_a_file_in_the_folder_is_all_that_a_new_recipe_needs(tmp_path, monkeypat
         "RECIPES = (Recipe('added-fp32', 'does nothing', None), Recipe('added-int8', 'does nothing', None))\n",
         encoding="utf-8",
     )
-    package = sys.modules["cpuinfer_helpers.recipes"]
+    package = sys.modules["cpuinfer_helpers.recipes.backends"]
     try:
         with monkeypatch.context() as patched:
             patched.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
@@ -98,7 +98,7 @@ def test_a_file_in_the_folder_is_all_that_a_new_recipe_needs(tmp_path, monkeypat
             names = list_recipes().names
     finally:
         registry_module._registry.cache_clear()
-        sys.modules.pop("cpuinfer_helpers.recipes.added_by_a_test", None)
+        sys.modules.pop("cpuinfer_helpers.recipes.backends.added_by_a_test", None)
     assert names.index("eager-fp32") < names.index("added-fp32") < names.index("added-int8")
     assert "added-fp32" not in list_recipes().names
 

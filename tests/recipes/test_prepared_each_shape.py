@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers import by_shape
+from cpuinfer_helpers.interface import by_shape
 
 RECIPES = ("torchscript-fp32", "onednn-graph-fp32", "openvino-fp32", "onnxruntime-fp32")
 

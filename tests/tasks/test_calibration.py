@@ -11,7 +11,7 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks import TASK_NAMES
 from cpuinfer_helpers.tasks.loading import read_examples
-from cpuinfer_helpers.tasks.question_answering import prepare_windows
+from cpuinfer_helpers.tasks.squad.windows import prepare_windows
 
 
 @pytest.fixture(scope="module")

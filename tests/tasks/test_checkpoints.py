@@ -14,7 +14,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.tasks.checkpoints import load_config, load_tokenizer, load_weights
-from cpuinfer_helpers.tasks.loading import DATA
+from cpuinfer_helpers.tasks.data_files import DATA
 from cpuinfer_helpers.tasks.models import load_model
 from tests.conftest import make_bert, write_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.tasks import TASK_NAMES, loading
+from cpuinfer_helpers.tasks import TASK_NAMES, data_files, loading
 
 # Held-out scores that the small checkpoints must reach, and what guessing would.
 TARGETS = {
@@ -132,7 +132,7 @@ def test_bad_requests_are_named(tasks):
 def damaged(tmp_path):
     """The shipped checkpoints with one byte of one of them changed."""
     shipped = tmp_path / "checkpoints"
-    shutil.copytree(loading.DATA / "checkpoints", shipped)
+    shutil.copytree(data_files.DATA / "checkpoints", shipped)
     weights = shipped / "text-classification" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -17,11 +17,12 @@ import pytest
 import torch
 from rows import Locked, make_model, make_rows
 
-from cpuinfer_helpers import machine
-from cpuinfer_helpers.instructions import CAPS
-from cpuinfer_helpers.machine import detect_isa
+from cpuinfer_helpers.machine import report
+from cpuinfer_helpers.machine.instructions import CAPS
+from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.run_qa import QaResult
-from cpuinfer_helpers.tasks.loading import DATA, checkpoint_directory
+from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.loading import checkpoint_directory
 from cpuinfer_helpers.trainer import JitTrainer, emulation, stand_in, verify_trainer
 from cpuinfer_helpers.trainer.grouping import lengths_of, tokens_of_batches
 from cpuinfer_helpers.trainer.preparation import Preparation
@@ -37,7 +38,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, isa: tuple[str, ...]) -> None:
     """Have the report tell of a CPU with these instruction sets; what runs stays what runs here."""
     for name in CAPS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(machine, "detect_isa", lambda: isa)
+    monkeypatch.setattr(report, "detect_isa", lambda: isa)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import transformers
 from rows import Locked, make_model, make_rows
 
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.recipes import get_recipe
 from cpuinfer_helpers.trainer import JitTrainer
 

@@ -10,7 +10,7 @@ import transformers
 from rows import make_model, make_rows
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.machine import machine_report
+from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.trainer import verify_trainer
 
 pytestmark = pytest.mark.usefixtures("new_accelerate_state")

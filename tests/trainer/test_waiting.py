@@ -13,7 +13,7 @@ import pytest
 import torch
 from rows import make_model, make_rows
 
-from cpuinfer_helpers import switches
+from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.trainer import verify_trainer
 
 TASK = "text-classification"

@@ -1,0 +1,317 @@
+"""Measure many small models: a process for each backend goes through all of them, eager PyTorch in one of its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from cpuinfer_helpers.compare.compare import choose_threads
+from cpuinfer_helpers.compare.result import SUCCESSFUL
+from cpuinfer_helpers.course.families.architectures import FAMILIES, LONGEST
+from cpuinfer_helpers.course.families.comparison import NOT_PREPARED, FamilyComparison, FamilyResult
+from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.processes.child import Child, ChildLost
+from cpuinfer_helpers.processes.memory import private_bytes
+from cpuinfer_helpers.processes.rounds import Rounds, run_rounds
+from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.transport import write_parcel
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.recipes import Recipe, get_recipe
+from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.tasks import TASK_NAMES
+from cpuinfer_helpers.timing.results import Timing
+from cpuinfer_helpers.verification.equality import difference
+from cpuinfer_helpers.verification.variations import valid_positions
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_BASELINE = "eager"
+_WARM_UP_SHARE = 0.3
+# TorchScript never lets go of some of the graphs that it has made. A process that has grown to this is replaced.
+_LARGEST_CHILD_BYTES = 2 * 2**30
+
+
+def compare_families(
+    families: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    *,
+    backends: Sequence[str] = ("ipex", "onednn-graph"),
+    precisions: Sequence[str] = ("fp32", "bf16"),
+    layers: int = 2,
+    length: int = 128,
+    batch_size: int = 1,
+    threads: int | None = None,
+    budget_s: float = 0.5,
+    relative_width: float = 0.02,
+    timeout_s: float = 120.0,
+) -> FamilyComparison:
+    """Test which model families get faster than eager PyTorch at the same precision, on which tasks.
+
+    The models have random weights, the width of their base versions and few layers. All layers of an encoder are
+    alike, so a speed-up of two is close to that of twelve, at a fraction of the time. Every prepared model is verified
+    on other batch sizes, lengths and paddings, and its answers are compared with those of a process without the
+    backend.
+
+    Parameters
+    ----------
+    families
+        Keys of :data:`FAMILIES`: ``bert``, ``roberta`` ...; all unless given.
+    tasks
+        ``question-answering``, ``text-classification``, ``token-classification``; all three unless given.
+    backends
+        What is set against eager PyTorch. Each has a process of its own that goes through all models; only one process
+        works at any time, and they take turns.
+    precisions
+        ``fp32``, ``bf16``. A recipe, such as ``ipex-bf16``, is set against ``eager-bf16``.
+    layers
+        Encoder layers of each model; MobileBERT, whose layers are thin, gets twice as many.
+    length, batch_size
+        Shape of the inputs, of at most 512 tokens; an eighth of each row is padding.
+    threads
+        Threads of each process; PyTorch's number in this one unless given.
+    budget_s
+        Seconds of measuring for each recipe and model. Six rounds are always made.
+    relative_width
+        Stop earlier when every median's 95% interval is narrower than this share of it.
+    timeout_s
+        Longest time for one stage of one model.
+
+    Returns
+    -------
+    FamilyComparison
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    from tqdm.auto import tqdm
+
+    chosen = [FAMILIES[name] for name in _chosen("families", families, tuple(FAMILIES))]
+    tasks = _chosen("tasks", tasks, TASK_NAMES)
+    recipes = _recipes(backends, precisions)
+    threads = choose_threads(threads)
+    _check_counts(layers=layers, length=length, batch_size=batch_size)
+    if length > LONGEST:
+        raise InputError(f"length is {length!r}; the models take no more than {LONGEST} tokens")
+    _check_positive(budget_s=budget_s, relative_width=relative_width, timeout_s=timeout_s)
+    lacking = {recipe.name: recipe.why_not for recipe in recipes if recipe.why_not}
+    able = [recipe for recipe in recipes if recipe.name not in lacking]
+    models = [(family, task) for family in chosen for task in tasks] if able else []
+    rows: list[FamilyResult] = []
+    with (
+        _ModelSession(threads, timeout_s) as session,
+        tqdm(models, desc="comparing families", unit="model") as progress,
+    ):
+        for family, task in progress:
+            progress.set_description(f"{family.title}, {task}")
+            model = family.make_model(task, layers)
+            session.take(model, family.make_inputs(model, batch_size, length))
+            rows += _Job(session, family.title, task, budget_s, relative_width).run(able)
+    report = machine_report()
+    ran = dict.fromkeys(recipe.precision for recipe in able)
+    return FamilyComparison(
+        rows=tuple(rows),
+        recipes=tuple(recipe.name for recipe in recipes),
+        lacking=lacking,
+        layers=layers,
+        length=length,
+        batch_size=batch_size,
+        threads=threads,
+        environment={"cpu": report.cpu, "versions": dict(report.versions)},
+        emulated={precision: why for precision in ran if (why := report.why_not_native(precision))},
+    )
+
+
+class _ModelSession(Session):
+    """Child processes, one for each backend, that go from model to model."""
+
+    def __init__(self, threads: int, timeout_s: float) -> None:
+        nothing = {"model": torch.nn.Identity(), "inputs": {}}
+        super().__init__(nothing, threads=threads, timeout_s=timeout_s, memory_bytes=None)
+        self.inputs: dict[str, torch.Tensor] = {}
+        self._by_backend: dict[str, Child] = {}
+        self._taken = 0
+
+    def take(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+        """Make this the model that children are asked to prepare; the files of the one before are removed."""
+        for path in (self._parcel.structure, self._parcel.tensors):
+            Path(path).unlink()
+        self._taken += 1
+        self._parcel = write_parcel(self._folder, f"model-{self._taken}", {"model": model, "inputs": inputs})
+        self.inputs = inputs
+
+    def load(self, recipe: Recipe) -> Child:
+        """The backend's child, with the model loaded anew; a new one where there is none or it has grown too large.
+
+        Raises
+        ------
+        ChildLost
+            If it cannot.
+        """
+        child = self._by_backend.get(recipe.backend)
+        if child in self._children and private_bytes([child.process_id]) > _LARGEST_CHILD_BYTES:
+            logger.info("the process of %s has grown; a new one goes on", recipe.backend)
+            self.close(child)
+        if child not in self._children:
+            child, _ = self.start(recipe)
+            self._by_backend[recipe.backend] = child
+        else:
+            child.recipe = recipe.name
+            self.ask(child, "load", content=self._parcel.to_dict(), recipe=recipe.name)
+        return child
+
+
+@dataclass
+class _Candidate:
+    """A recipe that has prepared the model and waits in its process for its turns."""
+
+    child: Child
+    receipt: Receipt
+    first_call_s: float
+    call_s: float
+    warm_up_calls: int
+    steady: bool
+    max_error: float
+
+
+@dataclass
+class _Job:
+    """One model: carries what is seen of it into rows."""
+
+    session: _ModelSession
+    family: str
+    task: str
+    budget_s: float
+    relative_width: float
+    expected: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def run(self, recipes: Sequence[Recipe]) -> Iterator[FamilyResult]:
+        """Prepare and measure by precision, since a process holds one prepared model at a time."""
+        for precision in dict.fromkeys(recipe.precision for recipe in recipes):
+            against = [recipe for recipe in recipes if recipe.precision == precision]
+            try:
+                yield from self._measure(get_recipe(f"{_BASELINE}-{precision}"), against)
+            except ChildLost as lost:
+                status = f"not measured: the eager model does not run: {lost.status}"
+                yield from (self._failure(recipe.name, status) for recipe in against)
+
+    def _measure(self, baseline: Recipe, recipes: Sequence[Recipe]) -> list[FamilyResult]:
+        """A row for each recipe; ChildLost if the baseline does not run."""
+        self.expected = self.expected or self._expected()
+        eager = self._prepare(baseline)
+        ready: dict[str, _Candidate] = {}
+        failed: dict[str, str] = {}
+        for recipe in recipes:
+            try:
+                ready[recipe.name] = self._prepare(recipe)
+            except ChildLost as lost:
+                failed[recipe.name] = lost.status
+        rounds = self._rounds({baseline.name: eager, **ready})
+        failed |= rounds.lost
+        if baseline.name in failed:
+            raise ChildLost(failed[baseline.name])
+        against = self._timing(baseline.name, eager, rounds)
+        return [
+            self._failure(recipe.name, failed[recipe.name], against)
+            if recipe.name in failed
+            else self._success(recipe.name, ready[recipe.name], rounds, against)
+            for recipe in recipes
+        ]
+
+    def _expected(self) -> dict[str, torch.Tensor]:
+        """The answers of eager FP32, from a process in which no backend was ever imported."""
+        child = self.session.load(get_recipe(REFERENCE))
+        self.session.ask(child, "prepare", verify=False)
+        return self.session.answers(child)[0][0]
+
+    def _failure(self, recipe: str, status: str, against: Timing | None = None) -> FamilyResult:
+        logger.warning("%s, %s, %s: %s", self.family, self.task, recipe, status)
+        return FamilyResult(self.family, self.task, recipe, status, against)
+
+    def _success(self, recipe: str, candidate: _Candidate, rounds: Rounds, against: Timing) -> FamilyResult:
+        timing = self._timing(recipe, candidate, rounds)
+        seen = {"max_error": candidate.max_error, "receipt": candidate.receipt}
+        return FamilyResult(self.family, self.task, recipe, SUCCESSFUL, against, timing, **seen)
+
+    def _prepare(self, recipe: Recipe) -> _Candidate:
+        """Have the model prepared, verified and warmed up; ChildLost tells why that failed."""
+        session, is_baseline = self.session, recipe.backend == _BASELINE
+        child = session.load(recipe)
+        done = session.ask(child, "prepare", verify=not is_baseline)
+        receipt = Receipt.from_dict(done["receipt"])
+        if not done["prepared"]:
+            raise ChildLost(f"{NOT_PREPARED}: {receipt.reason}")
+        warm = session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
+        error = 0.0 if is_baseline else self._largest_error(recipe, session.answers(child)[0][0])
+        first = done["example_calls"][0]
+        return _Candidate(child, receipt, first, warm["median"], warm["calls"], warm["steady"], error)
+
+    def _largest_error(self, recipe: Recipe, answers: Mapping[str, torch.Tensor]) -> float:
+        """Against eager FP32 in its own process; ChildLost if beyond the tolerance of the recipe's precision."""
+        valid, worst = valid_positions(self.session.inputs), 0.0
+        for name, wanted in self.expected.items():
+            found = difference(wanted, answers[name], valid, recipe.precision)
+            if not found.passed:
+                how_far = f"{name} differs by {found.error:.1e}, tolerance {found.allowed:.1e}"
+                raise ChildLost(f"{NOT_PREPARED}: it does not give the answers of eager FP32: {how_far}")
+            worst = max(worst, found.error)
+        return worst
+
+    def _rounds(self, candidates: Mapping[str, _Candidate]) -> Rounds:
+        return run_rounds(
+            [one.child for one in candidates.values()],
+            {name: one.call_s for name, one in candidates.items()},
+            lambda child, calls: self.session.ask(child, "run", watched=False, calls=calls)["seconds"],
+            budget_s=self.budget_s,
+            relative_width=self.relative_width,
+            on_round=lambda number: None,
+        )
+
+    def _timing(self, name: str, candidate: _Candidate, rounds: Rounds) -> Timing:
+        return Timing(
+            label=name,
+            samples=tuple(rounds.samples[name]),
+            first_call=candidate.first_call_s,
+            warmup_calls=candidate.warm_up_calls,
+            steady=candidate.steady,
+            stopped_by=rounds.stopped_by,
+            threads=self.session.threads,
+            round_id=rounds.round_id,
+        )
+
+
+def _chosen(what: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    if names is None:
+        return tuple(known)
+    if isinstance(names, str) or not names:
+        raise InputError(f"{what} is {names!r}; give a list with some of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise InputError(f"{what} names {name!r}; choose from {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _recipes(backends: Sequence[str], precisions: Sequence[str]) -> list[Recipe]:
+    precisions = _chosen("precisions", precisions, ("fp32", "bf16"))
+    if isinstance(backends, str) or not backends or _BASELINE in backends:
+        raise InputError(f"backends is {backends!r}; give a list of backends to set against {_BASELINE}")
+    return [get_recipe(f"{backend}-{precision}") for precision in precisions for backend in dict.fromkeys(backends)]
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise InputError(f"{name} is {value!r}; give a positive number")

@@ -1,0 +1,1 @@
+"""Folders with a manifest, and what is written into them."""

@@ -1,0 +1,125 @@
+"""Dataclasses from JSON, with every type checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from cpuinfer_helpers.errors import printable
+
+# JSON has no such numbers.
+SPECIAL_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def restore(wanted: Any, value: Any, where: str) -> Any:
+    """A value of the wanted type from what JSON gave: dataclasses, tuples, mappings, numbers and texts.
+
+    Parameters
+    ----------
+    wanted
+        A type, or a type hint of a dataclass' field.
+    value
+        What stands in its place.
+    where
+        The place's name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the value, or a part of it, is of another type; the message names the place.
+    """
+    if dataclasses.is_dataclass(wanted):
+        return _restore_class(wanted, value, where)
+    if wanted is Any:
+        return value
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else restore(arguments[0], value, where)
+    if origin is tuple:
+        return _restore_tuple(arguments, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: restore(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if wanted is float:
+        value = SPECIAL_NUMBERS.get(value, value) if isinstance(value, str) else value
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        _expect(isinstance(value, float) or abs(value) < 2**63, where, "a number of at most 64 bits", value)
+        return float(value)
+    _expect(
+        isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)), where, wanted.__name__, value
+    )
+    return value
+
+
+def check_fields(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Compare the entries of an object with the types that they must have.
+
+    Parameters
+    ----------
+    found
+        What JSON gave.
+    wanted
+        A type or a type hint for each entry; those whose hint is ``... | None`` may be missing.
+    where
+        The object's name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If an entry is missing or of another type; the message names the place.
+    """
+    for name, hint in wanted.items():
+        # A field that newer versions write may be missing, and None may be what it says.
+        if name in found or type(None) not in typing.get_args(hint):
+            _expect(name in found, f"{where}.{name}", "there", "missing")
+            restore(hint, found[name], f"{where}.{name}")
+
+
+def _restore_class(wanted: type, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "an object", value)
+    hints = typing.get_type_hints(wanted)
+    names = [field.name for field in dataclasses.fields(wanted)]
+    for name in names:
+        _expect(name in value, f"{where}.{name}", "there", "missing")
+    for name in value:
+        _expect(name in names, f"{where}.{name}", "a known field", "unknown")
+    return wanted(**{name: restore(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _restore_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), where, "a list", value)
+    if arguments[-1] is Ellipsis:
+        return tuple(restore(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    _expect(len(value) == len(arguments), where, f"a list of {len(arguments)}", value)
+    return tuple(restore(t, entry, f"{where}[{i}]") for i, (t, entry) in enumerate(zip(arguments, value, strict=True)))
+
+
+def _expect(holds: bool, where: str, what: str, seen: Any) -> None:
+    if not holds:
+        raise ValueError(f"{where[:100]} should be {what}, and is {_shown(seen)}")
+
+
+def _shown(seen: Any) -> str:
+    try:
+        return f"{seen!r:.200}"
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return f"a {type(seen).__name__}"
+
+
+def as_plain(value: Any) -> Any:
+    """A value as JSON can hold it: numbers that it has not as words, texts without control characters."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(
+            text for text, number in SPECIAL_NUMBERS.items() if number == value or (text == "NaN" and value != value)
+        )
+    if isinstance(value, str):
+        return printable(value, keep="\n\t")
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(entry) for entry in value]
+    return value

@@ -1,0 +1,1 @@
+"""Measuring calls, with intervals, and the most that the CPU could do."""

@@ -1,0 +1,1 @@
+"""Tracing, freezing and verifying a model, or falling back."""

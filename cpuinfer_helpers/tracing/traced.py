@@ -1,0 +1,284 @@
+"""A traced model, or the eager model in its place: called like the model, saved, loaded and looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.errors import ArtifactError, CpuInferError, first_line
+from cpuinfer_helpers.interface.carrying import Carried
+from cpuinfer_helpers.interface.inputs import BoundInputs
+from cpuinfer_helpers.interface.outputs import OutputSpec, builder
+from cpuinfer_helpers.machine.report import detect_isa
+from cpuinfer_helpers.machine.versions import installed_versions
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.saving.folders import MODULE_FILE, kind_of, new_artifact, read_manifest
+from cpuinfer_helpers.saving.plain import check_fields
+from cpuinfer_helpers.saving.probe import (
+    MANIFEST_FIELDS,
+    PROBE_FILE,
+    check_inputs,
+    run_probe,
+    schema,
+    warn_of_other_versions,
+)
+from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, write_module, write_named_tensors
+from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes, read_sizes
+
+
+class TracedModel(Displayed, Carried):
+    """A traced model, or the eager model that answers in its place; made by :func:`trace_model` and :meth:`load`.
+
+    Call it with the keyword inputs that it was traced with; it returns the model's own output class, without gradients.
+
+    Attributes
+    ----------
+    module : torch.jit.ScriptModule or None
+        The traced module. It takes the same tensors by name and returns a dictionary of tensors. None after a fallback.
+    reason : str or None
+        Why the eager model answers; None if the trace does.
+    receipt : Receipt
+        What was requested and what was seen.
+    config
+        The model's configuration, as ``model.config``; None for models without one and after :meth:`load`.
+    sizes : Sizes
+        Which sizes of the inputs were compared with the model; calls with others are refused.
+    probe : dict of str to Tensor
+        The example, and the model's own answers to it.
+    """
+
+    _kind = "cpuinfer-traced-model"
+    _format_version = 1
+    _shared = ("module", "_model", "_build")
+    _derived = ("_names",)
+    _elsewhere = "save(folder) here, and TracedModel.load(folder) in the other process"
+
+    def __init__(
+        self,
+        *,
+        module: torch.jit.ScriptModule | None,
+        model: torch.nn.Module | None,
+        inputs: BoundInputs,
+        spec: OutputSpec | None,
+        receipt: Receipt,
+        probe: Mapping[str, torch.Tensor],
+        config: Any = None,
+        sizes: Sizes = ANY_SIZE,
+    ) -> None:
+        self.module = module
+        self.receipt = receipt
+        self.config = config
+        self._model = model
+        self._inputs = inputs
+        self._names = inputs.tensors.keys()
+        self._positional = receipt.requested.get("input_style") == "tuple"
+        self._spec = spec
+        self._build = builder(spec) if spec else None
+        self.probe = probe
+        self.sizes = sizes
+
+    @property
+    def _compiled(self) -> bool:
+        return self.module is not None
+
+    def _derive(self) -> None:
+        self._names = self._inputs.tensors.keys()
+
+    @property
+    def traced(self) -> bool:
+        """Whether calls run the traced module."""
+        return self.module is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the eager model answers, or None."""
+        return self.receipt.reason
+
+    @property
+    def fixed_sizes(self) -> dict[str, torch.Size]:
+        """Sizes of a row that calls must have, of the inputs of which no dimension may vary: images of one size."""
+        return self.sizes.fixed
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the tensors that a call takes, in the order of the trace."""
+        return tuple(self._names)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        **inputs
+            The tensors that it was traced with, by name, in any batch size and length that the model takes.
+
+        Returns
+        -------
+        The model's own output class.
+
+        Raises
+        ------
+        InputError
+            If an input is missing, is not one of the example's, is no tensor, is of a dtype with which it fails, or is
+            a constant with another value than in the example; or has a size beyond those at which it was compared
+            with the model. The eager model in its place takes any size, and fewer inputs where it can.
+        """
+        self._refuse_fork()
+        if not self._inputs.fit(inputs):
+            inputs = self._inputs.only_tensors(inputs, some=self.module is None)
+        if self.module is not None:
+            self.sizes.refuse_others(inputs)
+        try:
+            with torch.no_grad():
+                return self._run(inputs)
+        except Exception as error:  # of TorchScript, or of the model
+            self._inputs.blame(inputs, error)
+            raise
+
+    def _run(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        if self.module is None:
+            return self._model(**inputs, **self._inputs.constants)
+        if self._positional:
+            return self._build(self.module(*(inputs[name] for name in self._names)))
+        return self._build(self.module(**inputs))
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the trace, its manifest and a probe to a folder, whole or not at all.
+
+        The probe is the example with the model's own answers: :meth:`load` runs it before anybody else does.
+
+        Parameters
+        ----------
+        directory
+            The folder to make. A trace saved there before is replaced; a folder of anything else is refused.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ArtifactError
+            If nothing was traced, the folder holds something else or cannot be written, or what was written cannot be
+            loaded again. What was there is then as it was.
+
+        Notes
+        -----
+        Needs memory for another copy of the weights meanwhile.
+        """
+        if self.module is None:
+            raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
+        manifest = self._manifest() | {
+            "output": self._spec.to_dict(),
+            "sizes": self.sizes.to_dict(),
+        }
+        with new_artifact(directory, self._kind, manifest) as folder:
+            write_module(self.module, folder / MODULE_FILE)
+            write_named_tensors(self.probe, folder / PROBE_FILE)
+            self._check_written(manifest, folder)
+        return Path(directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> TracedModel:
+        """Read a folder that :meth:`save` wrote.
+
+        A TorchScript file is a program: whoever loads and calls it runs it. The manifest and the sha256 of every file
+        are checked before anything is deserialised, and a module is refused if its code names an operator that touches
+        files, or would run while it is loaded. The sums tell of damage, not of malice, and a program can still use up
+        time and memory: load only folders that come from someone you trust.
+
+        Parameters
+        ----------
+        directory
+            The folder.
+        verify
+            Run the probe three times and compare with the answers that the eager model gave when it was traced.
+
+        Returns
+        -------
+        TracedModel
+
+        Raises
+        ------
+        ArtifactError
+            If the folder is damaged or of another kind, or the probe's answers differ.
+        """
+        from cpuinfer_helpers.tracing.each_shape import TracedEachShape
+
+        if cls is TracedModel and kind_of(directory) == TracedEachShape._kind:
+            return TracedEachShape.load(directory, verify=verify)
+        manifest = read_manifest(directory, cls._kind, cls._format_version)
+        folder = os.fspath(directory)
+        try:
+            check_fields(manifest, MANIFEST_FIELDS, "manifest")
+            warn_of_other_versions(manifest, folder)
+            loaded = cls._from_manifest(manifest, folder)
+            check_inputs(manifest, loaded._inputs, loaded.fixed_sizes)
+        except ArtifactError:
+            raise
+        except Exception as error:  # with a changed manifest it may be put together in any wrong way
+            raise ArtifactError(
+                f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
+            ) from error
+        if verify:
+            loaded._run_probe(folder)
+        return loaded
+
+    def _manifest(self) -> dict[str, Any]:
+        """What the manifest of every kind of trace says."""
+        return {
+            "format_version": self._format_version,
+            "versions": installed_versions(),
+            "isa": list(detect_isa()),
+            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
+            "constants": self._inputs.constants,
+            "receipt": self.receipt.to_dict(),
+        }
+
+    def _check_written(self, manifest: Mapping[str, Any], folder: Path) -> None:
+        """Load what was just written, and run its probe, before it takes the place of an older folder."""
+        try:
+            written = self._from_manifest(json.loads(json.dumps(manifest)), os.fspath(folder))
+            written._run_probe(os.fspath(folder))
+        except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtifactError(
+                f"what was written cannot be loaded again, so nothing was saved: {first_line(error)}"
+            ) from error
+
+    @classmethod
+    def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
+        probe = read_named_tensors(os.path.join(folder, PROBE_FILE))
+        inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
+        module = read_module(os.path.join(folder, MODULE_FILE))
+        return cls(
+            module=module,
+            model=None,
+            inputs=BoundInputs(inputs, manifest["constants"]),
+            spec=OutputSpec.from_dict(manifest["output"]),
+            receipt=Receipt.from_dict(manifest["receipt"]),
+            probe=probe,
+            sizes=read_sizes(manifest, inputs),
+        )
+
+    def __str__(self) -> str:
+        name = self.receipt.requested.get("model", "model")
+        if not self.traced:
+            return f"{name}: NOT traced, the eager model answers, because {self.reason}"
+        how = "traced and frozen" if self.receipt.frozen else "traced"
+        checked = "verified" if self.receipt.verified else "not verified"
+        text = f"{name}: {how}, {checked} ({self.receipt.checks_summary()}), takes {', '.join(self.input_names)}"
+        return text + self.receipt.branches_text()
+
+    def table(self) -> Table:
+        """The receipt's table."""
+        return self.receipt.table()
+
+    def _run_probe(self, folder: str) -> None:
+        run_probe(self, self.probe, folder)

@@ -1,0 +1,1 @@
+"""What is varied, how answers are compared, and what counts as equal."""
