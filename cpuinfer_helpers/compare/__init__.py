@@ -3,8 +3,9 @@
 from cpuinfer_helpers.compare.compare import compare
 from cpuinfer_helpers.compare.fusions import FusionReports, fusion_reports
 from cpuinfer_helpers.compare.mixed import MixedLengths, MixedRow, compare_mixed_lengths, realistic_lengths
-from cpuinfer_helpers.compare.result import Comparison, RecipeResult, SideBySide
+from cpuinfer_helpers.compare.result import Comparison, SideBySide
 from cpuinfer_helpers.compare.scores import RecipeScore, RecipeScores, score_recipes
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
 
 __all__ = [
     "Comparison",

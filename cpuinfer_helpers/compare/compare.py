@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.result import Comparison, RecipeResult, check_price
+from cpuinfer_helpers.compare.result import Comparison, check_price
 from cpuinfer_helpers.errors import InputError, RecipeError
 from cpuinfer_helpers.interface.inputs import bind_inputs, calibration_rows, check_model, given_rows
 from cpuinfer_helpers.machine import limits
 from cpuinfer_helpers.machine.report import MachineReport, machine_report
 from cpuinfer_helpers.processes.candidates import Bench, Candidate, new_row, timed
-from cpuinfer_helpers.processes.child import OUT_OF_MEMORY, Child, ChildLost
+from cpuinfer_helpers.processes.child import Child, ChildLost
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.recipes import Recipe, get_recipe, list_recipes
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.timing.results import Roofline, Timing
@@ -152,7 +154,7 @@ class _Job:
         able = [recipe for recipe in recipes if missing[recipe.name] is None]
         for recipe in recipes:
             if missing[recipe.name]:
-                self._keep(new_row(recipe, f"lacks: {missing[recipe.name]}"))
+                self._keep(new_row(recipe, Status(Kind.LACKS, missing[recipe.name])))
         with tqdm(total=2 * len(able), desc="comparing", unit="step") as self.progress:
             self.reference = self._begin_reference(able[0], able if measure_roofline else [])
             group: list[Candidate] = []
@@ -161,7 +163,7 @@ class _Job:
                     self._finish(group)
                 candidate = self._begin_or_row(recipe)
                 # It may have failed only because others were there.
-                if candidate is None and group and self.rows[recipe.name].status.startswith(OUT_OF_MEMORY):
+                if candidate is None and group and self.rows[recipe.name].status.kind is Kind.OUT_OF_MEMORY:
                     self._finish(group)
                     candidate = self._begin_or_row(recipe)
                 if candidate is not None:
@@ -262,11 +264,11 @@ class _Job:
 
     def _keep(self, row: RecipeResult) -> None:
         self.rows[row.recipe] = row
-        if row.status.startswith("lacks"):
+        if row.status.kind is Kind.LACKS:
             return
         # Two steps each: prepared, and measured.
         self.progress.update(1 if row.first_call_s is not None else 2)
-        if not row.successful:
+        if row.status.failed:
             logger.warning("%s: %s", row.recipe, row.status)
 
 

@@ -120,7 +120,7 @@ def _report(session: Session, recipe: Recipe) -> FusionReport:
         session.close(child)
     except ChildLost as lost:
         logger.warning("%s: %s", recipe.name, lost.status)
-        return without_graph(lost.status)
+        return without_graph(str(lost.status))
     return FusionReport.from_dict(found)
 
 

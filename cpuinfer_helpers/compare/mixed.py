@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
-from cpuinfer_helpers.compare.result import SUCCESSFUL
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.interface.inputs import given_rows
 from cpuinfer_helpers.processes.child import ChildLost
 from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.tasks import Task
@@ -67,7 +67,7 @@ class MixedRow:
     """
 
     recipe: str
-    status: str
+    status: Status
     runs: str = ""
     seconds: float = math.nan
     padded_seconds: float = math.nan
@@ -106,7 +106,7 @@ class MixedLengths(Displayed):
         return {
             "lengths": list(self.lengths),
             "padded_to": self.padded_to,
-            "rows": {name: asdict(row) for name, row in self.rows.items()},
+            "rows": {name: asdict(row) | {"status": str(row.status)} for name, row in self.rows.items()},
         }
 
     def table(self) -> Table:
@@ -125,11 +125,11 @@ class MixedLengths(Displayed):
         )
 
     def _row(self, row: MixedRow) -> tuple[str, ...]:
-        if row.status != SUCCESSFUL:
-            return (row.recipe, row.status, "", "", "", "", "", "")
+        if not row.status.successful:
+            return (row.recipe, str(row.status), "", "", "", "", "", "")
         return (
             row.recipe,
-            row.status,
+            str(row.status),
             f"{len(self.lengths) / row.seconds:.1f}",
             f"{len(self.lengths) / row.padded_seconds:.1f}",
             f"{row.gain:.2f}x",
@@ -196,7 +196,7 @@ def compare_mixed_lengths(
 
 def _measured(session: Session, recipe: Recipe, budget_s: float) -> MixedRow:
     if recipe.why_not:
-        return MixedRow(recipe.name, f"lacks: {recipe.why_not}")
+        return MixedRow(recipe.name, Status(Kind.LACKS, recipe.why_not))
     try:
         child, _ = session.start(recipe)
         done = session.ask(child, "prepare", verify=False)
@@ -207,7 +207,7 @@ def _measured(session: Session, recipe: Recipe, budget_s: float) -> MixedRow:
     except ChildLost as lost:
         return MixedRow(recipe.name, lost.status)
     if not done["prepared"]:
-        return MixedRow(recipe.name, f"fell back: {receipt.reason}")
+        return MixedRow(recipe.name, failure(Kind.FELL_BACK, receipt.reason))
     return MixedRow(recipe.name, SUCCESSFUL, receipt.runs, **measured)
 
 

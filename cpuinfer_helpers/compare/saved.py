@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import os
+from typing import Any
 
-from cpuinfer_helpers.compare.result import Comparison, RecipeResult
+from cpuinfer_helpers.compare.result import Comparison
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.machine.paths import given_path
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.saving.folders import write_text
 from cpuinfer_helpers.saving.plain import as_plain, restore
@@ -39,7 +42,10 @@ def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
 
 def as_text(comparison: Comparison) -> str:
     """The JSON that :func:`save` writes."""
-    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **as_plain(dataclasses.asdict(comparison))}
+    data = dataclasses.asdict(comparison)
+    for name, row in comparison.rows.items():
+        data["rows"][name]["status"] = str(row.status)
+    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **as_plain(data)}
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
@@ -64,11 +70,19 @@ def load(path: str | os.PathLike[str]) -> Comparison:
     elif version != _FORMAT_VERSION:
         raise ArtifactError(f"{source} has format {version!r:.80}, this version reads {_FORMAT_VERSION}; save it again")
     try:
+        _read_statuses(data.get("rows"))
         comparison = restore(Comparison, data, "comparison")
         _check_rows(comparison)
     except (ValueError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{source} is damaged: {error}") from error
     return comparison
+
+
+def _read_statuses(rows: Any) -> None:
+    """In the place of each row's status, which is one text in the file, its kind and its reason."""
+    for row in rows.values() if isinstance(rows, dict) else ():
+        if isinstance(row, dict) and "status" in row:
+            row["status"] = dataclasses.asdict(Status.from_text(row["status"]))
 
 
 def _check_rows(comparison: Comparison) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
-from cpuinfer_helpers.compare.result import SUCCESSFUL
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.interface.inputs import given_rows
-from cpuinfer_helpers.processes.child import OUT_OF_MEMORY, ChildLost, is_memory_error
+from cpuinfer_helpers.processes.child import ChildLost
 from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
@@ -35,7 +35,7 @@ class RecipeScore:
     recipe
         Its name.
     status
-        ``successful``, or what went wrong and why, as in :class:`~cpuinfer_helpers.compare.RecipeResult`.
+        What became of it, as in :class:`~cpuinfer_helpers.compare.RecipeResult`.
     score
         The task's metrics and the predictions; None if it did not run.
     agreement
@@ -45,7 +45,7 @@ class RecipeScore:
     """
 
     recipe: str
-    status: str
+    status: Status
     score: Score | None = None
     agreement: float | None = None
     runs: str = ""
@@ -78,10 +78,10 @@ class RecipeScores(Displayed):
     @staticmethod
     def _row(row: RecipeScore, metrics: Sequence[str]) -> tuple[str, ...]:
         if row.score is None:
-            return (row.recipe, row.status, *("" for _ in metrics), "", "", row.runs)
+            return (row.recipe, str(row.status), *("" for _ in metrics), "", "", row.runs)
         shown = (f"{row.score.metrics[name]:.1f}" for name in metrics)
         agreement = f"{row.agreement:.1f}%"
-        return (row.recipe, row.status, *shown, agreement, format_seconds(row.score.seconds), row.runs)
+        return (row.recipe, str(row.status), *shown, agreement, format_seconds(row.score.seconds), row.runs)
 
 
 def score_recipes(
@@ -165,7 +165,7 @@ def _score(
     session: Session, recipe: Recipe, task: Task, options: dict[str, Any], reference: RecipeScore | None
 ) -> RecipeScore:
     if recipe.why_not:
-        return RecipeScore(recipe.name, f"lacks: {recipe.why_not}")
+        return RecipeScore(recipe.name, Status(Kind.LACKS, recipe.why_not))
     try:
         child, _ = session.start(recipe)
         done = session.ask(child, "prepare", verify=True)
@@ -177,8 +177,7 @@ def _score(
         logger.warning("%s: %s", recipe.name, lost.status)
         return RecipeScore(recipe.name, lost.status)
     if not done["prepared"]:
-        reason = receipt.reason or "no reason given"
-        status = f"{OUT_OF_MEMORY if is_memory_error(reason) else 'fell back'}: {reason}"
+        status = failure(Kind.FELL_BACK, receipt.reason)
         logger.warning("%s: %s", recipe.name, status)
         return RecipeScore(recipe.name, status, runs="the eager model")
     predictions = tuple(tuple(p) if isinstance(p, list) else p for p in found.pop("predictions"))

@@ -279,7 +279,7 @@ def weigh(comparison: Comparison, scores: RecipeScores, *, most_lost: float = 1.
 def _fault(score: RecipeScore | None, metric: str, before: float, most_lost: float, least_same: float) -> str | None:
     """Why a recipe does not keep what is asked for, or None if it does."""
     if score is None or score.score is None:
-        return "not scored" if score is None else score.status
+        return "not scored" if score is None else str(score.status)
     lost = before - score.score.metrics[metric]
     if lost > most_lost:
         return f"loses {lost:.1f} points of {metric}"

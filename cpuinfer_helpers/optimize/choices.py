@@ -19,7 +19,7 @@ from cpuinfer_helpers.machine.cache import cache_directory
 from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.optimize.identity import identity_of
-from cpuinfer_helpers.optimize.search import NOT_TRIED
+from cpuinfer_helpers.processes.status import Kind
 from cpuinfer_helpers.recipes import Recipe, list_recipes
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -88,7 +88,7 @@ def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Compar
         return None
     if _timed_out(comparison):
         return None
-    cut_short = any(row.status.startswith(NOT_TRIED) for row in comparison.rows.values())
+    cut_short = any(row.status.kind is Kind.NOT_TRIED for row in comparison.rows.values())
     earlier_s = comparison.environment.get("budget_s")
     if cut_short and not (isinstance(earlier_s, (int, float)) and earlier_s >= budget_s):
         return None
@@ -124,7 +124,7 @@ def forget(path: Path | None) -> None:
 
 
 def _timed_out(comparison: Comparison) -> list[str]:
-    return [name for name, row in comparison.rows.items() if row.status.startswith("timed out")]
+    return [name for name, row in comparison.rows.items() if row.status.kind is Kind.TIMED_OUT]
 
 
 def _configuration(model: torch.nn.Module) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare import Comparison
-from cpuinfer_helpers.compare.result import RecipeResult
 from cpuinfer_helpers.compare.saved import as_text
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
@@ -24,6 +23,7 @@ from cpuinfer_helpers.interface.reference import Reference
 from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.machine.report import detect_isa, machine_report
 from cpuinfer_helpers.machine.versions import installed_versions
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, prepare
 from cpuinfer_helpers.recipes.base import Stored

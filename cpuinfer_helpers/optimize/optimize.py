@@ -18,6 +18,7 @@ from cpuinfer_helpers.interface.inputs import bind_inputs, calibration_rows
 from cpuinfer_helpers.optimize import choices
 from cpuinfer_helpers.optimize.model import OptimizedModel
 from cpuinfer_helpers.optimize.search import Search, check_own_metric, emulated_bf16, in_order, metric_holds
+from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, prepare
 from cpuinfer_helpers.recipes.base import PRECISIONS
 from cpuinfer_helpers.recipes.registry import REFERENCE
@@ -178,7 +179,7 @@ class _Job:
                 )
             except RecipeError as error:
                 logger.warning("%s fails in this process: %s", best.recipe, error)
-                status = f"fell back: in the process that asked for it: {error}"
+                status = Status(Kind.FELL_BACK, f"in the process that asked for it: {error}")
                 failed = replace(best, status=status, timing=None, speedup=None)
                 comparison = replace(comparison, rows={**comparison.rows, best.recipe: failed})
 
@@ -251,7 +252,7 @@ def _why_eager(comparison: Comparison) -> str:
     if measured:
         best = max(measured, key=lambda row: row.ratio)
         return f"no recipe was seen to be faster; the best was {best.recipe}, {best.speedup}"
-    kinds = [row.status.partition(":")[0] for row in others]
+    kinds = [row.status.kind for row in others]
     counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds))
     return f"none of {len(others)} recipes could be measured ({counts})"
 

@@ -12,20 +12,21 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.compare.compare import circumstances
-from cpuinfer_helpers.compare.result import Comparison, RecipeResult
+from cpuinfer_helpers.compare.result import Comparison
 from cpuinfer_helpers.display import GrowingTable, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.processes.candidates import Bench, Candidate, new_row, timed
-from cpuinfer_helpers.processes.child import OUT_OF_MEMORY, ChildLost
+from cpuinfer_helpers.processes.child import ChildLost
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.processes.rounds import MIN_ROUNDS, TURN_S, Rounds
 from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-NOT_TRIED = "not tried"
 # Seconds to start a process and to prepare BERT-base at (1, 384) in it (AMD EPYC, Zen 5, 2 cores): for the order only.
 _SECONDS = {
     "eager": 5,
@@ -164,16 +165,17 @@ class Search:
     def _obstacle(self, recipe: Recipe, missing: str | None) -> RecipeResult | None:
         """A row for what is not even begun, or None."""
         if missing:
-            return new_row(recipe, f"lacks: {missing}")
+            return new_row(recipe, Status(Kind.LACKS, missing))
         if recipe.name == REFERENCE:
             return None
         if REFERENCE not in self._waiting():
-            return new_row(recipe, f"{NOT_TRIED}: the reference was not measured, so there is nothing to compare with")
+            why = "the reference was not measured, so there is nothing to compare with"
+            return new_row(recipe, Status(Kind.NOT_TRIED, why))
         if self._time_left() < 1.0:
-            return new_row(recipe, f"{NOT_TRIED}: the budget of {round(self.budget_s, 1):g} s is used up")
+            return new_row(recipe, Status(Kind.NOT_TRIED, f"the budget of {round(self.budget_s, 1):g} s is used up"))
         while not self._session.has_room_for(recipe):
             if len(self._others()) < 2:
-                return new_row(recipe, f"{OUT_OF_MEMORY}: there is no room for another process")
+                return new_row(recipe, Status(Kind.OUT_OF_MEMORY, "there is no room for another process"))
             self._give_up_slowest()
         return None
 
@@ -208,7 +210,7 @@ class Search:
             seen = self._session.ask(child, "verify", tolerance=self.tolerance)
             row = replace(row, receipt=Receipt.from_dict(seen["receipt"]))
             if seen["difference"]:
-                return replace(row, status=f"fell back: {seen['difference']}")
+                return replace(row, status=Status(Kind.FELL_BACK, seen["difference"]))
         self._stage(recipe, "comparing answers")
         answers, resident_bytes = self._session.answers(child)
         if recipe.name == REFERENCE:
@@ -222,7 +224,7 @@ class Search:
             try:
                 self._wanted = self._session.ask(candidate.child, "metric")["value"]
             except ChildLost as lost:
-                if lost.status.startswith("timed out"):
+                if lost.status.kind is Kind.TIMED_OUT:
                     raise
                 raise InputError(f"metric fails on the model itself: {lost.status}") from lost
             return with_metric(row, check_own_metric(self._wanted))
@@ -251,7 +253,8 @@ class Search:
             if name in rounds.lost:
                 row = replace(candidate.row, status=rounds.lost[name])
             elif against is None:
-                row = replace(candidate.row, status=f"crashed: the reference was lost: {rounds.lost[REFERENCE]}")
+                why = f"the reference was lost: {rounds.lost[REFERENCE]}"
+                row = replace(candidate.row, status=Status(Kind.CRASHED, why))
             else:
                 timing = self._bench.timing(candidate, rounds)
                 row = timed(candidate, timing, against if candidate is not reference else None)
@@ -303,7 +306,7 @@ class Search:
 
     def _keep(self, row: RecipeResult) -> None:
         self.rows[row.recipe] = row
-        if not row.successful and not row.status.startswith(("lacks", NOT_TRIED, "slower")):
+        if row.status.failed:
             logger.warning("%s: %s", row.recipe, row.status)
         self._shown.show(self._table())
 
@@ -314,7 +317,7 @@ class Search:
     def _cells(self, row: RecipeResult) -> tuple[str, ...]:
         calls = {finalist.candidate.row.recipe: finalist.candidate.call_s for finalist in self.finalists}
         call_s = row.timing.median if row.timing else calls.get(row.recipe)
-        status = "verified" if row.successful and row.recipe != REFERENCE else row.status
+        status = "verified" if row.successful and row.recipe != REFERENCE else str(row.status)
         return (
             row.recipe,
             status,
@@ -373,8 +376,9 @@ def with_metric(row: RecipeResult, value: float) -> RecipeResult:
     return replace(row, receipt=replace(row.receipt, evidence=evidence))
 
 
-def _worse(seen: float, wanted: float, kept: float) -> str:
-    return f"worse: the metric is {seen:.6g}, the model's own is {wanted:.6g}, of which {kept:.4g} was asked"
+def _worse(seen: float, wanted: float, kept: float) -> Status:
+    reason = f"the metric is {seen:.6g}, the model's own is {wanted:.6g}, of which {kept:.4g} was asked"
+    return Status(Kind.WORSE, reason)
 
 
 def _fastest_s(finalist: _Finalist) -> float:
@@ -382,8 +386,7 @@ def _fastest_s(finalist: _Finalist) -> float:
     return finalist.candidate.fastest_s
 
 
-def _slower(candidate: Candidate, best: Candidate) -> str:
-    return (
-        f"slower: the fastest of its first calls took {format_seconds(candidate.fastest_s)}, "
-        f"of {best.row.recipe}'s {format_seconds(best.fastest_s)}"
-    )
+def _slower(candidate: Candidate, best: Candidate) -> Status:
+    seconds = format_seconds(candidate.fastest_s)
+    reason = f"the fastest of its first calls took {seconds}, of {best.row.recipe}'s {format_seconds(best.fastest_s)}"
+    return Status(Kind.SLOWER, reason)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.result import SUCCESSFUL, RecipeResult
-from cpuinfer_helpers.processes.child import OUT_OF_MEMORY, Child, is_memory_error
+from cpuinfer_helpers.processes.child import Child
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.processes.rounds import Rounds, run_rounds
 from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.timing.results import Timing
@@ -83,7 +84,7 @@ class Bench:
         receipt = Receipt.from_dict(done["receipt"])
         row = new_row(recipe, SUCCESSFUL, load_s=load_s, receipt=receipt, runs=receipt.runs or "the eager model")
         if not done["prepared"]:
-            return Candidate(child, replace(row, status=failure(receipt.reason)))
+            return Candidate(child, replace(row, status=failure(Kind.FELL_BACK, receipt.reason)))
         on_stage("warming up")
         warm = self.session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
         calls = done["example_calls"]
@@ -141,12 +142,6 @@ def timed(candidate: Candidate, timing: Timing, reference: Timing | None) -> Rec
     )
 
 
-def failure(reason: str | None) -> str:
-    """Status of a recipe that handed the eager model back."""
-    reason = reason or "no reason given"
-    return f"{OUT_OF_MEMORY if is_memory_error(reason) else 'fell back'}: {reason}"
-
-
-def new_row(recipe: Recipe, status: str, **seen: Any) -> RecipeResult:
+def new_row(recipe: Recipe, status: Status, **seen: Any) -> RecipeResult:
     """A row of which nothing has been measured yet."""
     return RecipeResult(recipe.name, recipe.precision, status, emulated=recipe.emulated, **seen)

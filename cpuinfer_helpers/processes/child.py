@@ -17,15 +17,13 @@ import cpuinfer_helpers
 from cpuinfer_helpers.display import shorten
 from cpuinfer_helpers.machine import tied
 from cpuinfer_helpers.processes.memory import private_bytes
+from cpuinfer_helpers.processes.status import Kind, Status, failure, is_memory_error
 
 logger = logging.getLogger("cpuinfer_helpers")
 
-OUT_OF_MEMORY = "out of memory"
 _POLL_S = 0.1
 # Variables from which OpenMP, MKL and their kin read their threads, once, when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# How allocators say that there is no more: PyTorch's, C++'s, Python's.
-_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate", "bad_alloc", "MemoryError", "Cannot allocate memory")
 
 # Counts every process that the kernel has ended for want of memory, in control groups too (proc_vmstat(5)).
 _KERNEL_COUNTERS = Path("/proc/vmstat")
@@ -37,7 +35,7 @@ Watch = Callable[[], str | None]
 class ChildLost(Exception):
     """A child ended, was ended, or could not do what it was asked for; ``status`` is for the recipe's row."""
 
-    def __init__(self, status: str) -> None:
+    def __init__(self, status: Status) -> None:
         super().__init__(status)
         self.status = status
 
@@ -165,44 +163,43 @@ class Child:
             if self._process.poll() is not None:
                 self._lose(self._crash())
             if time.monotonic() > deadline:
-                self._lose(f"timed out: {do.replace('_', ' ')} took more than {round(timeout_s, 1):g} s")
+                reason = f"{do.replace('_', ' ')} took more than {round(timeout_s, 1):g} s"
+                self._lose(Status(Kind.TIMED_OUT, reason))
             if watch is not None:
                 self.peak_bytes = max(self.peak_bytes, private_bytes([self.process_id]))
                 reason = watch()
                 if reason:
-                    self._lose(f"{OUT_OF_MEMORY}: {reason}")
+                    self._lose(Status(Kind.OUT_OF_MEMORY, reason))
         line, _, self._received = self._received.partition(b"\n")
         return json.loads(line)
 
-    def _lose(self, status: str) -> None:
+    def _lose(self, status: Status) -> None:
         self.close()
         for line in self._stderr_lines():
             logger.debug("%s: %s", self.recipe, line)
         raise ChildLost(status)
 
-    def _failure(self, reply: dict[str, Any]) -> str:
-        error = reply["error"]
-        if reply["out_of_memory"] or is_memory_error(error):
-            return f"{OUT_OF_MEMORY}: {error}"
-        return f"crashed: {error}"
+    def _failure(self, reply: dict[str, Any]) -> Status:
+        return failure(Kind.OUT_OF_MEMORY if reply["out_of_memory"] else Kind.CRASHED, reply["error"])
 
-    def _crash(self) -> str:
+    def _crash(self) -> Status:
         """How the process ended: by which signal or with which exit code, and the last that it wrote."""
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "crashed: it closed its pipe"
+            return Status(Kind.CRASHED, "it closed its pipe")
         lines = self._stderr_lines()
         last = f"; it wrote: {shorten(lines[-1])}" if lines else ""
         if is_memory_error("\n".join(lines[-5:])):
-            return f"{OUT_OF_MEMORY}: it ended{last}"
+            return Status(Kind.OUT_OF_MEMORY, f"it ended{last}")
         if code == -signal.SIGKILL:
             kills = _ended_for_memory()
             if kills is not None and kills == self._kills_before:
-                return f"crashed: ended by SIGKILL from outside, not by the kernel for want of memory{last}"
-            return f"{OUT_OF_MEMORY}: ended by SIGKILL, as the system does when memory runs out{last}"
+                reason = f"ended by SIGKILL from outside, not by the kernel for want of memory{last}"
+                return Status(Kind.CRASHED, reason)
+            return Status(Kind.OUT_OF_MEMORY, f"ended by SIGKILL, as the system does when memory runs out{last}")
         how = f"{signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"crashed: {how}{last}"
+        return Status(Kind.CRASHED, f"{how}{last}")
 
     def _stderr_lines(self) -> list[str]:
         with self._stderr.open("rb") as file:
@@ -217,11 +214,6 @@ def _ended_for_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
-
-
-def is_memory_error(text: str) -> bool:
-    """Whether an error's text says that there was no more memory."""
-    return any(word in text for word in _MEMORY_WORDS)
 
 
 def _environment(threads: int, folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cpuinfer_helpers.processes.child import Child, ChildLost
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.timing.results import median_interval
 
 # As in timing: the fewest samples whose extremes hold the median with 95% confidence.
@@ -35,7 +36,7 @@ class Rounds:
     """
 
     samples: dict[str, list[float]]
-    lost: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, Status] = field(default_factory=dict)
     stopped_by: str = "calls"
     round_id: str = ""
 

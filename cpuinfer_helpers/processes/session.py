@@ -20,6 +20,7 @@ from cpuinfer_helpers.machine.limits import free_bytes
 from cpuinfer_helpers.machine.scratch import temporary_folder
 from cpuinfer_helpers.processes.child import Child, ChildLost
 from cpuinfer_helpers.processes.memory import private_bytes
+from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.processes.transport import read_tensors, write_parcel
 from cpuinfer_helpers.recipes import Recipe, list_recipes
 
@@ -121,7 +122,7 @@ class Session:
             child = Child(recipe.name, self._folder / f"child-{number}", self.threads)
         except OSError as error:
             # No more room, processes or open files: others may still run to their end.
-            raise ChildLost(f"crashed: its process cannot be started: {error}") from error
+            raise ChildLost(Status(Kind.CRASHED, f"its process cannot be started: {error}")) from error
         self._children.append(child)
         path = [str(Path(folder or ".").resolve()) for folder in sys.path]
         self._tell(child, "start", threads=self.threads, path=path, modules=self._modules)
@@ -134,7 +135,7 @@ class Session:
         try:
             return write_parcel(self._folder, f"recipe-{recipe.name}", recipe).to_dict()
         except ArtifactError as error:
-            raise ChildLost(f"crashed: its process cannot be started: {error}") from error
+            raise ChildLost(Status(Kind.CRASHED, f"its process cannot be started: {error}")) from error
 
     def ask(self, child: Child, do: str, *, watched: bool = True, **arguments: Any) -> dict[str, Any]:
         """Have a child do something; memory is watched meanwhile, unless that would disturb a measurement."""
@@ -152,7 +153,7 @@ class Session:
         left_s = self.deadline - time.monotonic()
         if left_s <= 0:
             self.close(child)
-            raise ChildLost(f"timed out: no time was left for the step '{do.replace('_', ' ')}'")
+            raise ChildLost(Status(Kind.TIMED_OUT, f"no time was left for the step '{do.replace('_', ' ')}'"))
         try:
             watch = self._too_much if watched else None
             return child.result_of(do, timeout_s=min(self.timeout_s, left_s), watch=watch)

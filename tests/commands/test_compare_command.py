@@ -38,8 +38,8 @@ def test_each_recipe_is_scored_on_the_tasks_own_data(scores, task):
 @pytest.mark.cpu
 def test_what_cannot_be_scored_has_a_row_that_says_why(scores):
     # Without instructions for INT8 that is said behind it.
-    assert scores.rows["refusing-int8"].status.startswith("fell back: refusing fails: ValueError: not this model")
-    assert scores.rows["absent-int8"].status.startswith("lacks: no-such-distribution")
+    assert str(scores.rows["refusing-int8"].status).startswith("fell back: refusing fails: ValueError: not this model")
+    assert str(scores.rows["absent-int8"].status).startswith("lacks: no-such-distribution")
     table = scores.table()
     assert len(table.rows) == 4 and "accuracy" in table.columns
     assert scores.rows["refusing-int8"].score is None

@@ -129,7 +129,7 @@ def outcome(tmp_path_factory):
     left = {
         "files": list(folder.iterdir()),
         "processes": [
-            p for p in psutil.Process().children(recursive=True) if "compare.worker" in " ".join(p.cmdline())
+            p for p in psutil.Process().children(recursive=True) if "processes.worker" in " ".join(p.cmdline())
         ],
         "environment": dict(os.environ) == environment,
         "threads": torch.get_num_threads() == threads,
@@ -145,7 +145,7 @@ def comparison(outcome) -> cpu.Comparison:
 
 
 def test_every_recipe_has_a_row_with_its_status(comparison):
-    status = {name: row.status for name, row in comparison.rows.items()}
+    status = {name: str(row.status) for name, row in comparison.rows.items()}
     assert next(iter(status)) == "eager-fp32" and len(status) == 9
     assert [status.pop(name) for name in ("eager-fp32", "torchscript-fp32", "rounded-bf16")] == ["successful"] * 3
     assert status.pop("aborting-fp32") == "crashed: SIGABRT; it wrote: a library says why"

@@ -3,12 +3,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.receipts import Check, Receipt
+
+COURSE_DATA = Path(__file__).parents[2] / "notebooks" / "data"
 
 
 def timing(name: str, seconds: float, round_id: str = "1") -> cpu.Timing:
@@ -17,9 +21,9 @@ def timing(name: str, seconds: float, round_id: str = "1") -> cpu.Timing:
 
 
 def result(name: str, seconds: float | None, **fields) -> RecipeResult:
-    row = RecipeResult(name, name.rpartition("-")[2], "successful", prepare_s=1.0, warm_up_s=0.5, **fields)
+    row = RecipeResult(name, name.rpartition("-")[2], SUCCESSFUL, prepare_s=1.0, warm_up_s=0.5, **fields)
     if seconds is None:
-        return replace(row, status="crashed: SIGSEGV")
+        return replace(row, status=Status(Kind.CRASHED, "SIGSEGV"))
     measured = timing(name, seconds)
     speedup = None if name == "eager-fp32" else measured.is_faster_than(timing("eager-fp32", 0.1))
     return replace(row, timing=measured, speedup=speedup)
@@ -35,7 +39,7 @@ def comparison() -> cpu.Comparison:
         result("fast-fp32", 0.05, receipt=receipt, max_error=math.inf, label_agreement=99.96, labels=2500),
         result("fast-bf16", 0.025),
         result("broken-int8", None),
-        RecipeResult("absent-int8", "int8", "lacks: nothing is installed"),
+        RecipeResult("absent-int8", "int8", Status(Kind.LACKS, "nothing is installed")),
     ]
     return cpu.Comparison(
         rows={row.recipe: row for row in rows},
@@ -121,7 +125,10 @@ def test_what_was_saved_is_what_is_loaded(comparison, tmp_path):
     path = tmp_path / "results" / "here.json"
     comparison.save(path)
     assert cpu.Comparison.load(path) == comparison
-    assert json.loads(path.read_text())["environment"]["cpu"] == "a CPU"
+    data = json.loads(path.read_text())
+    assert data["environment"]["cpu"] == "a CPU"
+    # As people read it, and as it was in every format so far.
+    assert data["rows"]["absent-int8"]["status"] == "lacks: nothing is installed"
     assert [file.name for file in path.parent.iterdir()] == ["here.json"]
 
 
@@ -135,6 +142,14 @@ def test_a_file_of_the_first_format_is_read_and_set_beside_others(comparison, tm
     earlier = cpu.Comparison.load(path)
     assert earlier == replace(comparison, parameters=None)
     assert replace(comparison, parameters=5).against(earlier).ratio("eager-fp32") == 1.0
+
+
+@pytest.mark.parametrize("path", sorted(COURSE_DATA.glob("*.json")), ids=lambda path: path.stem)
+def test_the_courses_own_files_are_read_to_the_last_status(path):
+    stored = {name: row["status"] for name, row in json.loads(path.read_text())["rows"].items()}
+    read = cpu.Comparison.load(path).rows
+    assert {name: str(row.status) for name, row in read.items()} == stored
+    assert sum(row.successful for row in read.values()) > 1
 
 
 def change(path: tuple, value):
@@ -159,6 +174,11 @@ def change(path: tuple, value):
         (lambda data: data["rows"].pop("eager-fp32"), "no row for eager-fp32"),
         (lambda data: data.pop("model"), r"comparison\.model should be there"),
         (change(("batch_size",), 0), "batch_size is 0"),
+        (change(("rows", "broken-int8", "status"), "ran away"), "a status is 'ran away', and should begin with one of"),
+        (change(("rows", "broken-int8", "status"), {"kind": "lacks"}), "a status is {'kind': 'lacks'}"),
+        (lambda data: data["rows"]["broken-int8"].pop("status"), r"broken-int8\.status should be there"),
+        (change(("rows", "broken-int8"), "lacks"), r"rows\.broken-int8 should be an object"),
+        (change(("rows",), ["lacks"]), r"comparison\.rows should be an object"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_place(comparison, tmp_path, damage, message):

@@ -18,6 +18,7 @@ import torch
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.course.families import FAMILIES, Benefit, Family, FamilyComparison, FamilyResult, measuring
 from cpuinfer_helpers.interface.outputs import take_apart
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.tasks import TASK_NAMES
 from cpuinfer_helpers.timing.results import Timing
 from tests.isa import NO_NATIVE_BF16
@@ -110,7 +111,7 @@ def test_every_model_is_prepared_verified_and_measured(measured):
         if cpu.get_recipe(f"{backend}-{precision}").can_run
     ]
     for row in found.rows:
-        assert row.status == "successful", row
+        assert row.status.successful, row
         assert row.receipt.verified and row.receipt.frozen and row.receipt.threads == 1
         assert row.speedup.paired and row.timing.calls >= 6
         assert row.verdict in ("faster", "slower", "no difference seen")
@@ -207,12 +208,12 @@ def odd():
 
 def test_each_failure_costs_its_own_row_only(odd):
     constant, aborts, raises, works = odd.rows
-    assert constant.status.startswith("could not be prepared: it does not give the model's answers on ")
+    assert str(constant.status).startswith("could not be prepared: it does not give the model's answers on ")
     assert constant.verdict == "could not be prepared" and constant.baseline is not None
-    assert aborts.status.startswith("crashed: SIGABRT") and aborts.verdict == "crashed"
-    assert raises.status.startswith("not measured: the eager model does not run: crashed: ")
-    assert "no such layer" in raises.status and raises.baseline is None
-    assert works.status == "successful" and works.speedup.paired
+    assert str(aborts.status).startswith("crashed: SIGABRT") and aborts.verdict == "crashed"
+    assert str(raises.status).startswith("not measured: the eager model does not run: crashed: ")
+    assert "no such layer" in raises.status.reason and raises.baseline is None
+    assert works.status.successful and works.speedup.paired
 
 
 def test_models_that_fail_count_as_not_benefiting(odd):
@@ -276,7 +277,7 @@ def timing(seconds: float, spread: float = 0.0, label: str = "") -> Timing:
     return Timing(label, samples, seconds, 3, True, "budget", 2, "the same rounds")
 
 
-def result(family: str, ours: float | None, *, status: str = "successful", spread: float = 0.0) -> FamilyResult:
+def result(family: str, ours: float | None, *, status: Status = SUCCESSFUL, spread: float = 0.0) -> FamilyResult:
     own = None if ours is None else timing(ours, spread)
     return FamilyResult(family, "text-classification", "ipex-fp32", status, timing(2.0), own, 0.0)
 
@@ -289,7 +290,7 @@ def made_up() -> FamilyComparison:
         result("B", 1.9, spread=0.01),
         result("C", 4.0),
         result("D", 1.9, spread=0.3),
-        result("E", None, status="could not be prepared: it was not to be"),
+        result("E", None, status=Status(Kind.NOT_PREPARED, "it was not to be")),
     )
     recipes, lacking = ("ipex-fp32", "ipex-bf16"), {"ipex-bf16": "there is none"}
     emulated = {"bf16": "a cap keeps oneDNN from its instructions"}

@@ -13,6 +13,7 @@ from cpuinfer_helpers.compare import RecipeResult, RecipeScore
 from cpuinfer_helpers.course import int8
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.interface.inputs import bind_inputs
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.recipes import Build, Request
 from cpuinfer_helpers.recipes.registry import _registry
 from tests.conftest import make_inputs
@@ -192,13 +193,13 @@ def row(name: str, seconds: float, speedup: float | None) -> RecipeResult:
     samples = (seconds,) * 6
     timing = cpu.Timing(name, samples, seconds, 1, True, "calls", 2, "round")
     ratio = cpu.Speedup(speedup, speedup, speedup, paired=True) if speedup else None
-    return RecipeResult(name, name.rpartition("-")[2], "successful", timing=timing, speedup=ratio)
+    return RecipeResult(name, name.rpartition("-")[2], SUCCESSFUL, timing=timing, speedup=ratio)
 
 
 def scored(name: str, f1: float, agreement: float) -> RecipeScore:
     metrics: Mapping[str, float] = {"exact_match": 10.0, "f1": f1}
     score = cpu.Score("question-answering", "heldout", "offline: test", metrics, 10, ("a",) * 10, 1.0)
-    return RecipeScore(name, "successful", score, agreement, "something")
+    return RecipeScore(name, SUCCESSFUL, score, agreement, "something")
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def verdicts():
             **{name: row(name, *given) for name, given in times.items()},
             "openvino-int8": row("openvino-int8", 0.06, 6.7),
             "compile-bf16": row("compile-bf16", 0.2, 2.0),
-            "onnxruntime-int8": RecipeResult("onnxruntime-int8", "int8", "lacks: onnx is not installed"),
+            "onnxruntime-int8": RecipeResult("onnxruntime-int8", "int8", Status(Kind.LACKS, "onnx is not installed")),
         },
         "Toy",
         {"input_ids": "1 x 8, int64"},

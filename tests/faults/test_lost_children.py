@@ -22,7 +22,8 @@ def test_the_other_rows_are_complete(outcome, name):
 @pytest.mark.parametrize("stage", ["preparing", "measuring"])
 def test_the_row_of_a_killed_child_says_that_it_was_killed(outcome, stage):
     row = outcome.comparison[f"killed-{stage}-fp32"]
-    assert "ended by SIGKILL" in row.status and "from outside" in row.status
+    assert row.status.kind == "crashed"
+    assert "ended by SIGKILL" in row.status.reason and "from outside" in row.status.reason
     assert row.timing is None and row.speedup is None
     # What was seen before stays: it was prepared, verified and compared with the reference.
     assert (row.receipt is not None) == (row.max_error is not None) == (stage == "measuring")
@@ -30,7 +31,7 @@ def test_the_row_of_a_killed_child_says_that_it_was_killed(outcome, stage):
 
 def test_the_row_of_a_child_without_memory_says_so(outcome):
     row = outcome.comparison["too-large-fp32"]
-    assert row.status.startswith("out of memory: ") and "can't allocate memory" in row.status
+    assert row.status.kind == "out of memory" and "can't allocate memory" in row.status.reason
     assert row.timing is None
 
 

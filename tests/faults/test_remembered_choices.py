@@ -14,6 +14,7 @@ import torch
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
 from cpuinfer_helpers.optimize import choices
+from cpuinfer_helpers.processes.status import SUCCESSFUL
 from cpuinfer_helpers.timing.results import Timing
 from tests.faults.harm import Layers, example, largest_file
 from tests.faults.test_tampered import Payload, archive, changed, places, plain_pickle
@@ -46,7 +47,7 @@ def found() -> cpu.Comparison:
         name: RecipeResult(
             name,
             "fp32",
-            "successful",
+            SUCCESSFUL,
             timing=timing,
             speedup=None if timing is reference else timing.is_faster_than(reference),
             receipt=cpu.prepare(name, Layers().eval(), example()).receipt,

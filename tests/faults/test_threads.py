@@ -27,7 +27,7 @@ traced = cpu.trace_model(Layers().eval(), example())
 seen["traced"] = traced.traced and traced.receipt.verified
 if "compare" in sys.argv:
     compared = cpu.compare(Layers().eval(), example(), [], budget_s=0.2, measure_roofline=False)
-    seen["status"] = [row.status for row in compared.rows.values()]
+    seen["status"] = [str(row.status) for row in compared.rows.values()]
     seen["threads of children"] = sorted({compared.threads, *(row.receipt.threads for row in compared.rows.values())})
 if "int8" in sys.argv:
     prepared = cpu.prepare("ipex-int8", Layers().eval(), example(), calibration=[example(4)])

@@ -37,7 +37,7 @@ seen["doctor"] = [found.status, str(found)]
 if sys.argv[1] == "compare":
     options = {"threads": 1, "budget_s": 0.2, "measure_roofline": False}
     compared = cpu.compare(Layers().eval(), example(), ["ipex-fp32"], **options)
-    seen["status"] = {name: row.status for name, row in compared.rows.items()}
+    seen["status"] = {name: str(row.status) for name, row in compared.rows.items()}
 print("SEEN", json.dumps(seen))
 """
 ON_GUIDE = version_tuple(torch.__version__)[:2] == (2, 8)

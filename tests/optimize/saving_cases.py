@@ -11,6 +11,7 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
+from cpuinfer_helpers.processes.status import SUCCESSFUL
 from cpuinfer_helpers.saving.folders import MANIFEST, sha256
 from tests.conftest import make_bert, make_inputs
 
@@ -47,7 +48,7 @@ def by_hand(recipe: str | cpu.Recipe, model: torch.nn.Module, inputs: Mapping[st
     prepared = cpu.prepare(recipe, model, inputs, on_failure="raise")
     names = dict.fromkeys(("eager-fp32", prepared.recipe))
     comparison = cpu.Comparison(
-        rows={name: RecipeResult(name, name.rpartition("-")[2], "successful") for name in names},
+        rows={name: RecipeResult(name, name.rpartition("-")[2], SUCCESSFUL) for name in names},
         model=type(model).__name__,
         inputs={},
         batch_size=1,

@@ -18,6 +18,7 @@ from repeating import make_inputs, make_model, make_recipes
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
 from cpuinfer_helpers.optimize import choices
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.recipes import get_recipe
 from cpuinfer_helpers.timing.results import Timing
 from tests.conftest import make_bert
@@ -115,7 +116,7 @@ def test_a_choice_of_another_model_is_not_used(cache: Path) -> None:
 @pytest.mark.parametrize(("budget_s", "used"), [(60, True), (61, False), (10, True)])
 def test_what_a_smaller_budget_cut_short_is_measured_again(cache: Path, budget_s: float, used: bool) -> None:
     file = cache / "choice.json"
-    _comparison(status="not tried: the budget of 60 s is used up", budget_s=60).save(file)
+    _comparison(status=Status(Kind.NOT_TRIED, "the budget of 60 s is used up"), budget_s=60).save(file)
     assert (choices.recall(file, make_model(), budget_s) is not None) is used
 
 
@@ -253,7 +254,7 @@ def test_a_metric_that_fails_when_a_choice_is_remembered(
 def test_a_choice_for_which_a_recipe_timed_out_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = _comparison(status="timed out: prepare took more than 60 s")
+    found = _comparison(status=Status(Kind.TIMED_OUT, "prepare took more than 60 s"))
     monkeypatch.setattr(optimize_module.Search, "run", lambda self, recipes: found)
     assert not optimize(make_model()).remembered and not optimize(make_model()).remembered
     assert not cache.exists() and "torchscript-fp32 timed out" in caplog.text and "budget_s" in caplog.text
@@ -303,17 +304,20 @@ def _timing(label: str, seconds: float) -> Timing:
     return Timing(label, samples, seconds, warmup_calls=3, steady=True, stopped_by="interval", threads=1, round_id="1")
 
 
-def _comparison(status: str = "slower: much", budget_s: float = 60, *, timed: bool = False) -> cpu.Comparison:
+MUCH_SLOWER = Status(Kind.SLOWER, "much")
+
+
+def _comparison(status: Status = MUCH_SLOWER, budget_s: float = 60, *, timed: bool = False) -> cpu.Comparison:
     """With times, the trace is twice as fast."""
     reference, trace = _timing("eager-fp32", 0.002), _timing("torchscript-fp32", 0.001)
     rows = {
-        "eager-fp32": RecipeResult("eager-fp32", "fp32", "successful", timing=reference),
+        "eager-fp32": RecipeResult("eager-fp32", "fp32", SUCCESSFUL, timing=reference),
         "torchscript-fp32": RecipeResult("torchscript-fp32", "fp32", status),
     }
     if timed:
         receipt = cpu.prepare("torchscript-fp32", make_model(), make_inputs()).receipt
         faster = {"timing": trace, "speedup": trace.is_faster_than(reference), "receipt": receipt}
-        rows["torchscript-fp32"] = RecipeResult("torchscript-fp32", "fp32", "successful", **faster)
+        rows["torchscript-fp32"] = RecipeResult("torchscript-fp32", "fp32", SUCCESSFUL, **faster)
     return cpu.Comparison(
         rows=rows,
         model="Repeating",

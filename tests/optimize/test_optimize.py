@@ -16,6 +16,7 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare.compare import choose_recipes
 from cpuinfer_helpers.optimize import search
 from cpuinfer_helpers.optimize.search import in_order, metric_holds
+from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.recipes import base
 
 # The package holds the function under this name.
@@ -68,7 +69,7 @@ def test_what_was_chosen_is_verified_whole_in_this_process_too(optimized: cpu.Op
 )
 def test_each_recipe_has_its_row(optimized: cpu.OptimizedModel, recipe: str, status: str) -> None:
     row = optimized.comparison[recipe]
-    assert row.status.startswith(status)
+    assert str(row.status).startswith(status)
     assert (row.timing is not None) == (status == "successful")
 
 
@@ -102,7 +103,7 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_a_tolerance_of_ones_own_is_kept_to() -> None:
     recipes = make_recipes("coarse-bf16")
     strict = cpu.optimize(make_model(), make_inputs(), tolerance=1e-3, recipes=recipes, budget_s=60)
-    assert strict.comparison["coarse-bf16"].status.startswith("fell back: it does not give the model's answers")
+    assert str(strict.comparison["coarse-bf16"].status).startswith("fell back: it does not give the model's answers")
     assert strict.recipe == "eager-fp32" and "none of 1 recipes could be measured (fell back 1)" in strict.reason
 
 
@@ -121,7 +122,8 @@ def test_a_metric_that_drops_drops_the_recipe() -> None:
     assert lenient.comparison["coarse-bf16"].successful
     strict = cpu.optimize(make_model(), make_inputs(), recipes=recipes, metric_kept=1.0, **settings)
     row = strict.comparison["coarse-bf16"]
-    assert row.status.startswith("worse: the metric is ") and row.receipt.evidence["metric"] in row.status
+    assert str(row.status).startswith("worse: the metric is ")
+    assert row.receipt.evidence["metric"] in row.status.reason
     assert strict.recipe == "once-fp32"
 
 
@@ -152,22 +154,22 @@ def test_the_budget_ends_what_takes_longer() -> None:
     optimized = cpu.optimize(make_model(), make_inputs(), recipes=recipes, budget_s=12)
     # Well beyond the budget, for busy machines, and far below the thousand seconds that it would hang.
     assert time.monotonic() - started < 100
-    assert optimized.comparison["hanging-fp32"].status.startswith("timed out: prepare took more than")
-    assert optimized.comparison["once-fp32"].status.startswith("not tried: the budget of")
+    assert str(optimized.comparison["hanging-fp32"].status).startswith("timed out: prepare took more than")
+    assert str(optimized.comparison["once-fp32"].status).startswith("not tried: the budget of")
 
 
 def test_measuring_ends_with_the_budget_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_MEASURING_SHARE", 1.0)
     monkeypatch.setattr(search, "_RELATIVE_WIDTH", 0.0)  # never certain enough
     optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("once-fp32"), budget_s=20)
-    assert [row.status for row in optimized.comparison.rows.values()] == ["successful", "successful"]
+    assert [row.status.kind for row in optimized.comparison.rows.values()] == ["successful", "successful"]
     assert optimized.recipe == "once-fp32" and optimized.result.timing.stopped_by == "budget"
 
 
 def test_no_time_at_all_leaves_the_eager_model() -> None:
     optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("once-fp32"), budget_s=0.2)
     assert optimized.recipe == "eager-fp32" and "could not be measured" in optimized.reason
-    assert optimized.comparison["once-fp32"].status.startswith("not tried: the reference was not measured")
+    assert str(optimized.comparison["once-fp32"].status).startswith("not tried: the reference was not measured")
     assert tuple(optimized(**make_inputs())["logits"].shape) == (3, 4)
 
 
@@ -194,7 +196,8 @@ def test_what_fails_only_in_this_process_gives_way_to_the_next(
             make_model(), make_inputs(), recipes=make_recipes("once-fp32", "coarse-bf16"), budget_s=60
         )
     assert len(set(tried)) == 2 and optimized.recipe == tried[1]
-    assert optimized.comparison[tried[0]].status.startswith(f"fell back: in the process that asked for it: {reason}")
+    failed = optimized.comparison[tried[0]].status
+    assert failed.kind == "fell back" and failed.reason.startswith(f"in the process that asked for it: {reason}")
     assert f"{tried[0]} fails in this process: {reason}" in caplog.text
 
 
@@ -222,7 +225,7 @@ def test_what_is_emulated_is_left_out_unless_it_is_named(cpu_with: Callable[...,
     both = ("coarse-bf16", "once-fp32")
     found = cpu.optimize(make_model(), make_inputs(), budget_s=60)
     assert found.recipe == "once-fp32"
-    status = found.comparison["coarse-bf16"].status
+    status = str(found.comparison["coarse-bf16"].status)
     assert status == "lacks: " + make_recipes("coarse-bf16")[0].emulation
     assert "this CPU has no AVX512_BF16 or AMX_BF16" in status
     named = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("coarse-bf16"), budget_s=60)
@@ -269,7 +272,8 @@ def test_a_model_in_training_mode_is_refused() -> None:
 
 def test_a_comparison_without_a_reference_has_no_choice(optimized: cpu.OptimizedModel) -> None:
     rows = {**optimized.comparison.rows}
-    rows["eager-fp32"] = replace(rows["eager-fp32"], timing=None, status="timed out: run took more than 1 s")
+    late = Status(Kind.TIMED_OUT, "run took more than 1 s")
+    rows["eager-fp32"] = replace(rows["eager-fp32"], timing=None, status=late)
     from cpuinfer_helpers.optimize.optimize import _why_eager
 
     assert "could not be measured (timed out" in _why_eager(replace(optimized.comparison, rows=rows))

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpuinfer_helpers.compare.result import SUCCESSFUL
 from cpuinfer_helpers.display import Displayed, Table, bar_chart, format_seconds
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.timing.results import Speedup, Timing
-
-NOT_PREPARED = "could not be prepared"
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class FamilyResult:
     recipe
         What prepared it: ``ipex-bf16`` ...
     status
-        ``successful``, or ``could not be prepared: ...``, ``crashed: ...``, ``out of memory: ...``, ``timed out: ...``,
-        ``not measured: ...`` with the reason.
+        What became of it: a kind, ``successful``, ``could not be prepared``, ``crashed``, ``out of memory``,
+        ``timed out`` or ``not measured``, and the reason.
     baseline
         Times of the eager model in the same precision.
     timing
@@ -42,7 +40,7 @@ class FamilyResult:
     family: str
     task: str
     recipe: str
-    status: str
+    status: Status
     baseline: Timing | None = None
     timing: Timing | None = None
     max_error: float | None = None
@@ -62,8 +60,8 @@ class FamilyResult:
 
     @property
     def verdict(self) -> str:
-        """``faster``, ``slower``, ``no difference seen``, or what the status says before its reason."""
-        return self.status.partition(":")[0] if self.speedup is None else self.speedup.verdict
+        """``faster``, ``slower``, ``no difference seen``, or the kind of the status."""
+        return str(self.status.kind) if self.speedup is None else self.speedup.verdict
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,8 +194,8 @@ class FamilyComparison(Displayed):
         """What could not be measured, and why; the tasks of a family that share a reason stand in one row."""
         tasks: dict[tuple[str, str, str], list[str]] = {}
         for row in self.rows:
-            if row.status != SUCCESSFUL:
-                tasks.setdefault((row.family, row.recipe, row.status), []).append(row.task)
+            if not row.status.successful:
+                tasks.setdefault((row.family, row.recipe, str(row.status)), []).append(row.task)
         rows = [(family, ", ".join(named), recipe, status) for (family, recipe, status), named in tasks.items()]
         rows += [("all", "all", recipe, f"lacks: {reason}") for recipe, reason in self.lacking.items()]
         return Table(("family", "task", "recipe", "status"), tuple(rows))
@@ -291,7 +289,7 @@ def _numbers(row: FamilyResult) -> dict[str, Any]:
         "task": row.task,
         "recipe": row.recipe,
         "precision": row.precision,
-        "status": row.status,
+        "status": str(row.status),
         "verdict": row.verdict,
         "eager_s": row.baseline.median if row.baseline else None,
         "median_s": row.timing.median if row.timing else None,

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from cpuinfer_helpers.compare.compare import choose_threads
-from cpuinfer_helpers.compare.result import SUCCESSFUL
 from cpuinfer_helpers.course.families.architectures import FAMILIES, LONGEST
-from cpuinfer_helpers.course.families.comparison import NOT_PREPARED, FamilyComparison, FamilyResult
+from cpuinfer_helpers.course.families.comparison import FamilyComparison, FamilyResult
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.processes.child import Child, ChildLost
 from cpuinfer_helpers.processes.memory import private_bytes
 from cpuinfer_helpers.processes.rounds import Rounds, run_rounds
 from cpuinfer_helpers.processes.session import Session
+from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.processes.transport import write_parcel
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
@@ -199,7 +199,7 @@ class _Job:
             try:
                 yield from self._measure(get_recipe(f"{_BASELINE}-{precision}"), against)
             except ChildLost as lost:
-                status = f"not measured: the eager model does not run: {lost.status}"
+                status = Status(Kind.NOT_MEASURED, f"the eager model does not run: {lost.status}")
                 yield from (self._failure(recipe.name, status) for recipe in against)
 
     def _measure(self, baseline: Recipe, recipes: Sequence[Recipe]) -> list[FamilyResult]:
@@ -207,7 +207,7 @@ class _Job:
         self.expected = self.expected or self._expected()
         eager = self._prepare(baseline)
         ready: dict[str, _Candidate] = {}
-        failed: dict[str, str] = {}
+        failed: dict[str, Status] = {}
         for recipe in recipes:
             try:
                 ready[recipe.name] = self._prepare(recipe)
@@ -231,7 +231,7 @@ class _Job:
         self.session.ask(child, "prepare", verify=False)
         return self.session.answers(child)[0][0]
 
-    def _failure(self, recipe: str, status: str, against: Timing | None = None) -> FamilyResult:
+    def _failure(self, recipe: str, status: Status, against: Timing | None = None) -> FamilyResult:
         logger.warning("%s, %s, %s: %s", self.family, self.task, recipe, status)
         return FamilyResult(self.family, self.task, recipe, status, against)
 
@@ -247,7 +247,7 @@ class _Job:
         done = session.ask(child, "prepare", verify=not is_baseline)
         receipt = Receipt.from_dict(done["receipt"])
         if not done["prepared"]:
-            raise ChildLost(f"{NOT_PREPARED}: {receipt.reason}")
+            raise ChildLost(Status(Kind.NOT_PREPARED, receipt.reason))
         warm = session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
         error = 0.0 if is_baseline else self._largest_error(recipe, session.answers(child)[0][0])
         first = done["example_calls"][0]
@@ -260,7 +260,8 @@ class _Job:
             found = difference(wanted, answers[name], valid, recipe.precision)
             if not found.passed:
                 how_far = f"{name} differs by {found.error:.1e}, tolerance {found.allowed:.1e}"
-                raise ChildLost(f"{NOT_PREPARED}: it does not give the answers of eager FP32: {how_far}")
+                reason = f"it does not give the answers of eager FP32: {how_far}"
+                raise ChildLost(Status(Kind.NOT_PREPARED, reason))
             worst = max(worst, found.error)
         return worst
 
