@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,12 @@ import torch
 from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.fusion import PATTERNS, FusionReport
+from cpuinfer_helpers.fusion import PATTERNS, FusionReport, fusion_report
 from cpuinfer_helpers.fusion.patterns import MHA
 from cpuinfer_helpers.fusion.report import without_graph
-from cpuinfer_helpers.processes.child import ChildLost
+from cpuinfer_helpers.processes.asking import ask_alone
 from cpuinfer_helpers.processes.session import Session
-from cpuinfer_helpers.recipes import Recipe
-
-logger = logging.getLogger("cpuinfer_helpers")
+from cpuinfer_helpers.recipes import PreparedModel, Recipe
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,18 +107,14 @@ def _without_reference(recipes: Sequence[str | Recipe]) -> tuple[Recipe, ...]:
     return tuple(recipe for recipe in chosen if recipe.name in asked)
 
 
+def report_fusions(prepared: PreparedModel, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """In a process of its own: what fused in a prepared model, called with the inputs that were sent."""
+    return fusion_report(prepared, sent["inputs"]).to_dict()
+
+
 def _report(session: Session, recipe: Recipe) -> FusionReport:
-    if recipe.why_not:
-        return without_graph(f"lacks: {recipe.why_not}")
-    try:
-        child, _ = session.start(recipe)
-        session.ask(child, "prepare", verify=False)
-        found = session.ask(child, "fusions")
-        session.close(child)
-    except ChildLost as lost:
-        logger.warning("%s: %s", recipe.name, lost.status)
-        return without_graph(str(lost.status))
-    return FusionReport.from_dict(found)
+    answer = ask_alone(session, recipe, f"{__name__}:report_fusions", verify=False)
+    return FusionReport.from_dict(answer.value) if answer.status.successful else without_graph(str(answer.status))
 
 
 def _row(name: str, report: FusionReport, patterns: Sequence[str]) -> tuple[str, ...]:

@@ -14,10 +14,9 @@ from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.interface.inputs import given_rows
-from cpuinfer_helpers.processes.child import ChildLost
+from cpuinfer_helpers.processes.asking import ask_alone
 from cpuinfer_helpers.processes.session import Session
-from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
-from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.tasks import Task
 from cpuinfer_helpers.timing.measuring import measure_interleaved, seconds_of
@@ -195,33 +194,22 @@ def compare_mixed_lengths(
 
 
 def _measured(session: Session, recipe: Recipe, budget_s: float) -> MixedRow:
-    if recipe.why_not:
-        return MixedRow(recipe.name, Status(Kind.LACKS, recipe.why_not))
-    try:
-        child, _ = session.start(recipe)
-        done = session.ask(child, "prepare", verify=False)
-        receipt = Receipt.from_dict(done["receipt"])
-        if done["prepared"]:
-            measured = session.ask(child, "mixed_lengths", watched=False, budget_s=budget_s)
-        session.close(child)
-    except ChildLost as lost:
-        return MixedRow(recipe.name, lost.status)
-    if not done["prepared"]:
-        return MixedRow(recipe.name, failure(Kind.FELL_BACK, receipt.reason))
-    return MixedRow(recipe.name, SUCCESSFUL, receipt.runs, **measured)
+    question = f"{__name__}:measure_mixed_lengths"
+    answer = ask_alone(session, recipe, question, verify=False, watched=False, budget_s=budget_s)
+    return MixedRow(recipe.name, answer.status, answer.runs, **(answer.value or {}))
 
 
 def measure_mixed_lengths(
-    prepared: Callable[..., Any], mixed: Sequence[Inputs], padded: Sequence[Inputs], budget_s: float
+    prepared: Callable[..., Any], sent: Mapping[str, Sequence[Inputs]], budget_s: float
 ) -> dict[str, Any]:
-    """Run a mix of lengths as it comes, and padded, in interleaved rounds.
+    """In a process of its own: run a mix of lengths as it comes, and padded, in interleaved rounds.
 
     Parameters
     ----------
     prepared
         Called with keyword inputs.
-    mixed, padded
-        The same inputs at their own lengths, and all at one length.
+    sent
+        ``mixed`` and ``padded``: the same inputs at their own lengths, and all at one length.
     budget_s
         Seconds for each of the two ways.
 
@@ -234,6 +222,7 @@ def measure_mixed_lengths(
     """
     import psutil
 
+    mixed, padded = sent["mixed"], sent["padded"]
     resident = psutil.Process().memory_info().rss
     # A backend may compile at the first call, or look at one or two first.
     passes = [_each(prepared, mixed) for _ in range(_CALLS_UNTIL_STEADY)]

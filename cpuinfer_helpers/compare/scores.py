@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,15 +12,12 @@ from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.interface.inputs import given_rows
-from cpuinfer_helpers.processes.child import ChildLost
+from cpuinfer_helpers.processes.asking import ask_alone
 from cpuinfer_helpers.processes.session import Session
-from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
-from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.tasks import Score, Task
-
-logger = logging.getLogger("cpuinfer_helpers")
 
 _CALIBRATION_ROWS = 32
 
@@ -161,26 +157,26 @@ def calibration_of(task: Task, length: int | None = None) -> tuple[dict[str, tor
     return tuple(task.calibration_inputs(_CALIBRATION_ROWS, length=length))
 
 
+def score_answers(prepared: Callable[..., Any], sent: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """In a process of its own: score a prepared model on the data of the task that was sent."""
+    score = sent["task"].evaluate(prepared, **options)
+    return {
+        "split": score.split,
+        "metrics": dict(score.metrics),
+        "examples": score.examples,
+        "predictions": list(score.predictions),
+        "seconds": score.seconds,
+    }
+
+
 def _score(
     session: Session, recipe: Recipe, task: Task, options: dict[str, Any], reference: RecipeScore | None
 ) -> RecipeScore:
-    if recipe.why_not:
-        return RecipeScore(recipe.name, Status(Kind.LACKS, recipe.why_not))
-    try:
-        child, _ = session.start(recipe)
-        done = session.ask(child, "prepare", verify=True)
-        receipt = Receipt.from_dict(done["receipt"])
-        if done["prepared"]:
-            found = session.ask(child, "score", **options)
-        session.close(child)
-    except ChildLost as lost:
-        logger.warning("%s: %s", recipe.name, lost.status)
-        return RecipeScore(recipe.name, lost.status)
-    if not done["prepared"]:
-        status = failure(Kind.FELL_BACK, receipt.reason)
-        logger.warning("%s: %s", recipe.name, status)
-        return RecipeScore(recipe.name, status, runs="the eager model")
+    answer = ask_alone(session, recipe, f"{__name__}:score_answers", verify=True, **options)
+    if not answer.status.successful:
+        return RecipeScore(recipe.name, answer.status, runs=answer.runs)
+    found = answer.value
     predictions = tuple(tuple(p) if isinstance(p, list) else p for p in found.pop("predictions"))
     score = Score(task=task.name, origin=task.origin, predictions=predictions, **found)
     agreement = 100.0 if reference is None else score.agreement(reference.score)
-    return RecipeScore(recipe.name, SUCCESSFUL, score, agreement, receipt.runs)
+    return RecipeScore(recipe.name, answer.status, score, agreement, answer.runs)

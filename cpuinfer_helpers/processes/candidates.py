@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.processes.asking import prepare_in
 from cpuinfer_helpers.processes.child import Child
 from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.processes.rounds import Rounds, run_rounds
 from cpuinfer_helpers.processes.session import Session
-from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
-from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.timing.results import Timing
 from cpuinfer_helpers.verification.agreement import label_agreement, max_error
@@ -80,15 +80,14 @@ class Bench:
             If the child ends.
         """
         on_stage("preparing")
-        done = self.session.ask(child, "prepare", **options)
-        receipt = Receipt.from_dict(done["receipt"])
-        row = new_row(recipe, SUCCESSFUL, load_s=load_s, receipt=receipt, runs=receipt.runs or "the eager model")
-        if not done["prepared"]:
-            return Candidate(child, replace(row, status=failure(Kind.FELL_BACK, receipt.reason)))
+        done = prepare_in(self.session, child, **options)
+        row = new_row(recipe, done.status, load_s=load_s, receipt=done.receipt, runs=done.runs)
+        if not row.successful:
+            return Candidate(child, row)
         on_stage("warming up")
         warm = self.session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
-        calls = done["example_calls"]
-        row = replace(row, prepare_s=done["seconds"], first_call_s=calls[0])
+        calls = done.example_calls
+        row = replace(row, prepare_s=done.seconds, first_call_s=calls[0])
         return Candidate(child, row, calls, warm["median"], warm["fastest"], warm["calls"], warm["steady"])
 
     def judged(

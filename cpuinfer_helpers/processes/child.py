@@ -13,7 +13,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import cpuinfer_helpers
 from cpuinfer_helpers.display import shorten
 from cpuinfer_helpers.machine import tied
 from cpuinfer_helpers.processes.memory import private_bytes
@@ -22,6 +21,7 @@ from cpuinfer_helpers.processes.status import Kind, Status, failure, is_memory_e
 logger = logging.getLogger("cpuinfer_helpers")
 
 _POLL_S = 0.1
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 # Variables from which OpenMP, MKL and their kin read their threads, once, when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -87,7 +87,9 @@ class Child:
         """The process's id."""
         return self._process.pid
 
-    def ask(self, do: str, *, timeout_s: float, watch: Watch | None = None, **arguments: Any) -> dict[str, Any]:
+    def ask(
+        self, do: str, *, timeout_s: float, watch: Watch | None = None, step: str | None = None, **arguments: Any
+    ) -> Any:
         """Have the child do something, and wait for the result.
 
         Parameters
@@ -98,6 +100,8 @@ class Child:
             Seconds after which the child is ended.
         watch
             Called ten times a second, to end the child for another reason.
+        step
+            What is said to take too long if it does; ``do`` unless given.
         **arguments
             Arguments of the method, in types that JSON knows.
 
@@ -107,7 +111,7 @@ class Child:
             If it fails, ends, or takes too long. The child is not alive then.
         """
         self.tell(do, **arguments)
-        return self.result_of(do, timeout_s=timeout_s, watch=watch)
+        return self.result_of(step or do, timeout_s=timeout_s, watch=watch)
 
     def tell(self, do: str, **arguments: Any) -> None:
         """Have the child do something, without waiting; :meth:`result_of` waits."""
@@ -117,9 +121,9 @@ class Child:
         except BrokenPipeError:
             self._lose(self._crash())
 
-    def result_of(self, do: str, *, timeout_s: float, watch: Watch | None = None) -> dict[str, Any]:
+    def result_of(self, step: str, *, timeout_s: float, watch: Watch | None = None) -> Any:
         """Wait for the result of what the child was told last; arguments and errors as for :meth:`ask`."""
-        reply = self._wait_for_reply(do, time.monotonic() + timeout_s, timeout_s, watch)
+        reply = self._wait_for_reply(step, time.monotonic() + timeout_s, timeout_s, watch)
         if "error" in reply:
             self._lose(self._failure(reply))
         return reply["result"]
@@ -152,7 +156,7 @@ class Child:
         self._process.wait()
         self._replies.close()
 
-    def _wait_for_reply(self, do: str, deadline: float, timeout_s: float, watch: Watch | None) -> dict[str, Any]:
+    def _wait_for_reply(self, step: str, deadline: float, timeout_s: float, watch: Watch | None) -> dict[str, Any]:
         while b"\n" not in self._received:
             if wait([self._replies], timeout=_POLL_S):
                 data = self._replies.read(1 << 16)
@@ -163,7 +167,7 @@ class Child:
             if self._process.poll() is not None:
                 self._lose(self._crash())
             if time.monotonic() > deadline:
-                reason = f"{do.replace('_', ' ')} took more than {round(timeout_s, 1):g} s"
+                reason = f"{step.replace('_', ' ')} took more than {round(timeout_s, 1):g} s"
                 self._lose(Status(Kind.TIMED_OUT, reason))
             if watch is not None:
                 self.peak_bytes = max(self.peak_bytes, private_bytes([self.process_id]))
@@ -217,12 +221,11 @@ def _ended_for_memory() -> int | None:
 
 
 def _environment(threads: int, folder: Path) -> dict[str, str]:
-    package_root = str(Path(cpuinfer_helpers.__file__).resolve().parents[1])
-    inherited = os.environ.get("PYTHONPATH")
+    path = filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")))
     return {
         **os.environ,
         **{name: str(threads) for name in _THREAD_VARIABLES},
-        "PYTHONPATH": os.pathsep.join([package_root, inherited] if inherited else [package_root]),
+        "PYTHONPATH": os.pathsep.join(path),
         # What backends leave behind goes with the folder; torch.compile finds no cache here, so it always compiles.
         "TMPDIR": str(folder),
     }

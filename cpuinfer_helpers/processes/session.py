@@ -137,10 +137,27 @@ class Session:
         except ArtifactError as error:
             raise ChildLost(Status(Kind.CRASHED, f"its process cannot be started: {error}")) from error
 
-    def ask(self, child: Child, do: str, *, watched: bool = True, **arguments: Any) -> dict[str, Any]:
-        """Have a child do something; memory is watched meanwhile, unless that would disturb a measurement."""
+    def ask(self, child: Child, do: str, *, watched: bool = True, step: str | None = None, **arguments: Any) -> Any:
+        """Have a child do something.
+
+        Parameters
+        ----------
+        child, do
+            Who does what: a method of :class:`~cpuinfer_helpers.processes.worker.Worker`.
+        watched
+            Whether memory is watched meanwhile; that would disturb a measurement.
+        step
+            What is said to take too long if it does; ``do`` unless given.
+        **arguments
+            Arguments of the method, in types that JSON knows.
+
+        Raises
+        ------
+        ChildLost
+            If it fails, ends, needs too much memory, or takes too long.
+        """
         self._tell(child, do, **arguments)
-        return self._wait(child, do, watched=watched)
+        return self._wait(child, step or do, watched=watched)
 
     def _tell(self, child: Child, do: str, **arguments: Any) -> None:
         try:
@@ -149,14 +166,14 @@ class Session:
             self._children.remove(child)
             raise
 
-    def _wait(self, child: Child, do: str, *, watched: bool = True) -> dict[str, Any]:
+    def _wait(self, child: Child, step: str, *, watched: bool = True) -> Any:
         left_s = self.deadline - time.monotonic()
         if left_s <= 0:
             self.close(child)
-            raise ChildLost(Status(Kind.TIMED_OUT, f"no time was left for the step '{do.replace('_', ' ')}'"))
+            raise ChildLost(Status(Kind.TIMED_OUT, f"no time was left for the step '{step.replace('_', ' ')}'"))
         try:
             watch = self._too_much if watched else None
-            return child.result_of(do, timeout_s=min(self.timeout_s, left_s), watch=watch)
+            return child.result_of(step, timeout_s=min(self.timeout_s, left_s), watch=watch)
         except ChildLost:
             self._children.remove(child)
             raise

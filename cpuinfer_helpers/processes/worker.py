@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.compare.mixed import measure_mixed_lengths
 from cpuinfer_helpers.errors import first_line
-from cpuinfer_helpers.fusion import fusion_report
 from cpuinfer_helpers.interface.outputs import take_apart
 from cpuinfer_helpers.interface.reference import Reference, run_seeded
 from cpuinfer_helpers.machine.switches import freed_memory_kept
+from cpuinfer_helpers.processes.questions import find_function
 from cpuinfer_helpers.processes.transport import Parcel, read_parcel, write_tensors
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe, prepare
 from cpuinfer_helpers.recipes.preparation import prepare_like, verify_prepared
@@ -181,24 +180,9 @@ class Worker:
         write_tensors(Path(path), [run_seeded(lambda tensors: self._run(tensors), group) for group in groups])
         return {"resident_bytes": resident}
 
-    def score(self, **options: Any) -> dict[str, Any]:
-        """Score the prepared model on the task's own data."""
-        score = self.content["task"].evaluate(self.prepared, **options)
-        return {
-            "split": score.split,
-            "metrics": dict(score.metrics),
-            "examples": score.examples,
-            "predictions": list(score.predictions),
-            "seconds": score.seconds,
-        }
-
-    def mixed_lengths(self, budget_s: float) -> dict[str, Any]:
-        """Run the inputs of mixed lengths as they come, and padded."""
-        return measure_mixed_lengths(self.prepared, self.content["mixed"], self.content["padded"], budget_s)
-
-    def fusions(self) -> dict[str, Any]:
-        """What fused in the prepared model."""
-        return fusion_report(self.prepared, self.content["inputs"]).to_dict()
+    def answer_question(self, question: str, arguments: dict[str, Any]) -> Any:
+        """Call a function of this package with the prepared model, what came with it, and further arguments."""
+        return find_function(question)(self.prepared, self.content, **arguments)
 
     def _call(self) -> object:
         return self.prepared(**self.content["inputs"])
@@ -214,19 +198,20 @@ def main(arguments: list[str]) -> int:
     worker = Worker()
     with os.fdopen(commands, "r", encoding="utf-8") as lines, os.fdopen(replies, "w", encoding="utf-8") as answers:
         for line in lines:
-            answers.write(json.dumps(_carry_out(worker, json.loads(line))) + "\n")
+            answers.write(_carry_out(worker, json.loads(line)) + "\n")
             answers.flush()
     # What backends do when Python takes them apart has crashed before; everything that counts has been said.
     os._exit(0)
 
 
-def _carry_out(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
+def _carry_out(worker: Worker, command: dict[str, Any]) -> str:
+    """The reply, in one line."""
     try:
-        return {"result": getattr(worker, command.pop("do"))(**command)}
+        return json.dumps({"result": getattr(worker, command.pop("do"))(**command)})
     except MemoryError as error:
-        return {"error": first_line(error), "out_of_memory": True}
+        return json.dumps({"error": first_line(error), "out_of_memory": True})
     except Exception as error:  # models and backends raise anything; the parent puts it into the recipe's row
-        return {"error": first_line(error), "out_of_memory": False}
+        return json.dumps({"error": first_line(error), "out_of_memory": False})
 
 
 def _spare_others() -> None:

@@ -71,6 +71,6 @@ def test_the_measurement_sees_what_an_unseen_length_costs(slow_call):
         time.sleep(0.02 if calls[length] == slow_call else 0.001)
 
     inputs = [{"length": 1}, {"length": 2}]
-    measured = measure_mixed_lengths(slow_once, inputs, [{"length": 3}] * 2, budget_s=0.05)
+    measured = measure_mixed_lengths(slow_once, {"mixed": inputs, "padded": [{"length": 3}] * 2}, budget_s=0.05)
 
     assert measured["unseen"] > 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from cpuinfer_helpers.course.families.architectures import FAMILIES, LONGEST
 from cpuinfer_helpers.course.families.comparison import FamilyComparison, FamilyResult
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.processes.asking import prepare_in
 from cpuinfer_helpers.processes.child import Child, ChildLost
 from cpuinfer_helpers.processes.memory import private_bytes
 from cpuinfer_helpers.processes.rounds import Rounds, run_rounds
@@ -228,7 +229,7 @@ class _Job:
     def _expected(self) -> dict[str, torch.Tensor]:
         """The answers of eager FP32, from a process in which no backend was ever imported."""
         child = self.session.load(get_recipe(REFERENCE))
-        self.session.ask(child, "prepare", verify=False)
+        prepare_in(self.session, child, verify=False)
         return self.session.answers(child)[0][0]
 
     def _failure(self, recipe: str, status: Status, against: Timing | None = None) -> FamilyResult:
@@ -244,14 +245,13 @@ class _Job:
         """Have the model prepared, verified and warmed up; ChildLost tells why that failed."""
         session, is_baseline = self.session, recipe.backend == _BASELINE
         child = session.load(recipe)
-        done = session.ask(child, "prepare", verify=not is_baseline)
-        receipt = Receipt.from_dict(done["receipt"])
-        if not done["prepared"]:
-            raise ChildLost(Status(Kind.NOT_PREPARED, receipt.reason))
+        done = prepare_in(session, child, verify=not is_baseline)
+        if not done.status.successful:
+            raise ChildLost(_not_prepared(done.status))
         warm = session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
         error = 0.0 if is_baseline else self._largest_error(recipe, session.answers(child)[0][0])
-        first = done["example_calls"][0]
-        return _Candidate(child, receipt, first, warm["median"], warm["calls"], warm["steady"], error)
+        first = done.example_calls[0]
+        return _Candidate(child, done.receipt, first, warm["median"], warm["calls"], warm["steady"], error)
 
     def _largest_error(self, recipe: Recipe, answers: Mapping[str, torch.Tensor]) -> float:
         """Against eager FP32 in its own process; ChildLost if beyond the tolerance of the recipe's precision."""
@@ -286,6 +286,11 @@ class _Job:
             threads=self.session.threads,
             round_id=rounds.round_id,
         )
+
+
+def _not_prepared(status: Status) -> Status:
+    """A fall back as the course tells it: who has that model gets nothing."""
+    return replace(status, kind=Kind.NOT_PREPARED) if status.kind is Kind.FELL_BACK else status
 
 
 def _chosen(what: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
