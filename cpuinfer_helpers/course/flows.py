@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.machine import tied
 from cpuinfer_helpers.machine.limits import check_threads
 from cpuinfer_helpers.machine.scratch import temporary_folder
+from cpuinfer_helpers.processes.once import run_once
+from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.tasks import TASK_NAMES, load_task
 from cpuinfer_helpers.tasks.kinds.text_classification import accuracy
 from cpuinfer_helpers.tasks.rows import task_rows
 from cpuinfer_helpers.trainer.plan import FLAGS
 
-logger = logging.getLogger("cpuinfer_helpers")
-
 FLAGS_OF_FLOWS = (*FLAGS, "group_eval_by_length", "stock")
 _TIMEOUT_S = 900
-_MARK = "FLOW "
 
 
 @dataclass(frozen=True)
@@ -78,13 +70,13 @@ class FlowResults(Displayed):
     task
         Its name.
     rows
-        A :class:`FlowResult` by name, or the text of the error where one failed.
+        A :class:`FlowResult` by name, or the status of the process that was to evaluate, where that failed.
     """
 
     task: str
-    rows: Mapping[str, FlowResult | str]
+    rows: Mapping[str, FlowResult | Status]
 
-    def __getitem__(self, name: str) -> FlowResult | str:
+    def __getitem__(self, name: str) -> FlowResult | Status:
         return self.rows[name]
 
     def table(self) -> Table:
@@ -93,8 +85,8 @@ class FlowResults(Displayed):
         metric = list(ran[0].metrics)[-1] if ran else "metric"
         rows = []
         for name, row in self.rows.items():
-            if isinstance(row, str):
-                rows.append((name, f"failed: {row}", *[""] * 8))
+            if isinstance(row, Status):
+                rows.append((name, str(row), *[""] * 8))
                 continue
             same = accuracy(row.predictions, ran[0].predictions)
             rows.append(
@@ -164,40 +156,26 @@ def run_flows(
         for flag in flags:
             if flag not in FLAGS_OF_FLOWS:
                 raise InputError(f"flow {name!r} has the flag {flag!r}; choose from {', '.join(FLAGS_OF_FLOWS)}")
-    rows: dict[str, FlowResult | str] = {}
+    rows: dict[str, FlowResult | Status] = {}
     for name, flags in (progress := tqdm(flows.items(), desc="evaluating", unit="flow", leave=False)):
         progress.set_description(name)
-        job = {"task": task, "name": name, "flags": list(flags), "limit": limit, "batch_size": batch_size}
-        rows[name] = _in_child({**job, "pad_to": pad_to, "threads": threads})
+        job = {"task": task, "flags": list(flags), "limit": limit, "batch_size": batch_size}
+        rows[name] = _in_child(name, {**job, "pad_to": pad_to, "threads": threads})
     return FlowResults(task, rows)
 
 
-def _in_child(job: Mapping[str, Any]) -> FlowResult | str:
-    path = os.pathsep.join(str(Path(folder or ".").resolve()) for folder in sys.path)
-    try:
-        child = subprocess.run(
-            tied.command("-m", __name__, json.dumps(job)),
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"not done within {_TIMEOUT_S} s"
-    line = next((line for line in child.stdout.splitlines() if line.startswith(_MARK)), None)
-    if child.returncode or line is None:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        logger.warning("%s failed with exit code %s: %s", job["name"], child.returncode, last)
-        return last
-    found = json.loads(line.removeprefix(_MARK))
+def _in_child(name: str, job: Mapping[str, Any]) -> FlowResult | Status:
+    answer = run_once(f"{__name__}:evaluate_flow", {"job": {**job, "name": name}}, name=name, timeout_s=_TIMEOUT_S)
+    if not answer.status.successful:
+        return answer.status
+    found = answer.value
     # JSON has no tuples, in which the tags of a sentence are.
     predictions = tuple(tuple(one) if isinstance(one, list) else one for one in found["predictions"])
     return FlowResult(**{**found, "flags": tuple(found["flags"]), "predictions": predictions})
 
 
-def _run(job: Mapping[str, Any]) -> FlowResult:
-    """In the child: look at one batch by verify_trainer, then evaluate."""
+def evaluate_flow(job: Mapping[str, Any]) -> dict[str, Any]:
+    """In a process of its own: look at one batch by verify_trainer, then evaluate; the fields of a FlowResult."""
     import torch
 
     from cpuinfer_helpers.trainer import verify_trainer
@@ -215,7 +193,7 @@ def _run(job: Mapping[str, Any]) -> FlowResult:
         score = rows.score(output.predictions)
         seconds = time.perf_counter() - started
     compilation = output.metrics.get("test_jit_compilation_time", 0.0)
-    return FlowResult(
+    result = FlowResult(
         name=job["name"],
         flags=tuple(job["flags"]),
         jit_mode_eval=verdict.jit_mode_eval,
@@ -229,6 +207,7 @@ def _run(job: Mapping[str, Any]) -> FlowResult:
         seconds=seconds - compilation,
         compilation_seconds=compilation,
     )
+    return asdict(result)
 
 
 def _trainer(job: Mapping[str, Any], task: Any, folder: str) -> Any:
@@ -255,7 +234,3 @@ def _trainer(job: Mapping[str, Any], task: Any, folder: str) -> Any:
     for flag in set(flags) - set(known):
         setattr(args, flag, True)
     return transformers.Trainer(model=task.trained_model, args=args, data_collator=collator)
-
-
-if __name__ == "__main__":
-    print(_MARK + json.dumps(asdict(_run(json.loads(sys.argv[1])))))

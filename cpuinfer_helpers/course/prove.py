@@ -1,21 +1,13 @@
-"""Prove each pattern on a module of its own, in child processes: IPEX changes the whole process that imports it.
-
-``python -m cpuinfer_helpers.course.prove ipex bf16`` is such a child; it prints its proofs as one line of JSON.
-"""
+"""Prove each pattern on a module of its own, in child processes: IPEX changes the whole process that imports it."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +18,8 @@ from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.fusion import patterns
 from cpuinfer_helpers.fusion.report import FusionReport, fusion_report
 from cpuinfer_helpers.graph import jit_deprecations_ignored, onednn_fusion
-from cpuinfer_helpers.machine import tied
 from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
+from cpuinfer_helpers.processes.once import run_once
 from cpuinfer_helpers.verification.equality import difference
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -204,26 +196,19 @@ def _in_child(backend: str, precision: str) -> list[Proof]:
     reason = _obstacle(backend, precision)
     if reason:
         return _unproven(backend, precision, reason)
-    command = tied.command("-m", __name__ if __name__ != "__main__" else __spec__.name, backend, precision)
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    try:
-        child = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_CHILD_SECONDS,
-            env={**os.environ, "PYTHONPATH": path},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return _unproven(backend, precision, f"the child process did not end within {_CHILD_SECONDS} s")
-    for line in child.stderr.splitlines():
-        logger.debug("%s %s: %s", backend, precision, line)
-    if child.returncode != 0:
-        last = (child.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-        return _unproven(backend, precision, f"the child process ended with {child.returncode}: {last}")
-    return [_from_dict(proof) for proof in json.loads(child.stdout.splitlines()[-1])]
+    told = {"backend": backend, "precision": precision}
+    answer = run_once(f"{__name__}:prove_all", told, name=f"{backend} {precision}", timeout_s=_CHILD_SECONDS)
+    if not answer.status.successful:
+        return _unproven(backend, precision, str(answer.status))
+    return [_from_dict(proof) for proof in answer.value]
+
+
+def prove_all(backend: str, precision: str) -> list[dict[str, Any]]:
+    """In a process of its own: the fields of every proof of one optimiser at one precision."""
+    warnings.simplefilter("ignore")
+    if backend == "ipex":
+        import intel_extension_for_pytorch  # noqa: F401
+    return [asdict(prove(pattern, precision)) for pattern in _BACKENDS[backend]]
 
 
 def _unproven(backend: str, precision: str, reason: str) -> list[Proof]:
@@ -248,15 +233,3 @@ def _row(proof: Proof) -> tuple[str, ...]:
         f"{proof.max_error:.1e}",
         proof.why_not,
     )
-
-
-def _main(backend: str, precision: str) -> None:
-    if backend == "ipex":
-        import intel_extension_for_pytorch  # noqa: F401
-    proofs = [prove(pattern, precision) for pattern in _BACKENDS[backend]]
-    sys.stdout.write("\n" + json.dumps([asdict(proof) for proof in proofs]) + "\n")
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    _main(*sys.argv[1:])

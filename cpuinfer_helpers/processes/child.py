@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -50,10 +51,10 @@ class Child:
     folder
         Private folder, for its standard error and its temporary files.
     threads
-        Threads of every library in it.
+        Threads of every library in it; as this process's environment has it unless given.
     """
 
-    def __init__(self, recipe: str, folder: Path, threads: int) -> None:
+    def __init__(self, recipe: str, folder: Path, threads: int | None = None) -> None:
         self.recipe = recipe
         folder.mkdir()
         self._stderr = folder / "stderr.txt"
@@ -81,6 +82,20 @@ class Child:
         self._log_start = 0
         self._kills_before = _ended_for_memory()
         self.peak_bytes = 0
+
+    @classmethod
+    def start(cls, recipe: str, folder: Path, threads: int | None = None) -> Child:
+        """A child; parameters as for the class.
+
+        Raises
+        ------
+        ChildLost
+            If there are no more room, processes or open files. Others may still run to their end.
+        """
+        try:
+            return cls(recipe, folder, threads)
+        except OSError as error:
+            raise ChildLost(Status(Kind.CRASHED, f"its process cannot be started: {error}")) from error
 
     @property
     def process_id(self) -> int:
@@ -127,6 +142,11 @@ class Child:
         if "error" in reply:
             self._lose(self._failure(reply))
         return reply["result"]
+
+    def log_what_it_wrote(self) -> None:
+        """Log what it has written since it was told something last, as DEBUG."""
+        for line in self._stderr_lines():
+            logger.debug("%s: %s", self.recipe, line)
 
     def wait_until_idle(self, limit_s: float = 0.5) -> None:
         """Wait until its threads have stopped spinning, which they do for a while after work."""
@@ -179,8 +199,7 @@ class Child:
 
     def _lose(self, status: Status) -> None:
         self.close()
-        for line in self._stderr_lines():
-            logger.debug("%s: %s", self.recipe, line)
+        self.log_what_it_wrote()
         raise ChildLost(status)
 
     def _failure(self, reply: dict[str, Any]) -> Status:
@@ -220,11 +239,16 @@ def _ended_for_memory() -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def _environment(threads: int, folder: Path) -> dict[str, str]:
+def import_path() -> list[str]:
+    """Where this process finds modules, for a process that may have another folder or environment."""
+    return [str(Path(folder or ".").resolve()) for folder in sys.path]
+
+
+def _environment(threads: int | None, folder: Path) -> dict[str, str]:
     path = filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")))
     return {
         **os.environ,
-        **{name: str(threads) for name in _THREAD_VARIABLES},
+        **({} if threads is None else dict.fromkeys(_THREAD_VARIABLES, str(threads))),
         "PYTHONPATH": os.pathsep.join(path),
         # What backends leave behind goes with the folder; torch.compile finds no cache here, so it always compiles.
         "TMPDIR": str(folder),

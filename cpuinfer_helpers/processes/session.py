@@ -6,10 +6,8 @@ import logging
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from cpuinfer_helpers.display import format_bytes
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.machine.limits import free_bytes
 from cpuinfer_helpers.machine.scratch import temporary_folder
-from cpuinfer_helpers.processes.child import Child, ChildLost
+from cpuinfer_helpers.processes.child import Child, ChildLost, import_path
 from cpuinfer_helpers.processes.memory import private_bytes
 from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.processes.transport import read_tensors, write_parcel
@@ -118,14 +116,9 @@ class Session:
     def _new_child(self, recipe: Recipe) -> Child:
         """A process that has begun to import what the model needs."""
         number, self._started = self._started, self._started + 1
-        try:
-            child = Child(recipe.name, self._folder / f"child-{number}", self.threads)
-        except OSError as error:
-            # No more room, processes or open files: others may still run to their end.
-            raise ChildLost(Status(Kind.CRASHED, f"its process cannot be started: {error}")) from error
+        child = Child.start(recipe.name, self._folder / f"child-{number}", self.threads)
         self._children.append(child)
-        path = [str(Path(folder or ".").resolve()) for folder in sys.path]
-        self._tell(child, "start", threads=self.threads, path=path, modules=self._modules)
+        self._tell(child, "start", threads=self.threads, path=import_path(), modules=self._modules)
         return child
 
     def _sent(self, recipe: Recipe) -> str | dict[str, Any]:

@@ -82,7 +82,7 @@ class Worker:
         """Set the threads and import what the model needs, so that loading it is not charged with that."""
         torch.set_num_threads(threads)
         self.conditions.enter_context(freed_memory_kept())
-        sys.path += [folder for folder in path if folder not in sys.path]
+        _extend_path(path)
         for name in modules:
             _import_if_there(name)
         return {"threads": torch.get_num_threads()}
@@ -184,6 +184,11 @@ class Worker:
         """Call a function of this package with the prepared model, what came with it, and further arguments."""
         return find_function(question)(self.prepared, self.content, **arguments)
 
+    def run_once(self, question: str, arguments: dict[str, Any], path: list[str]) -> Any:
+        """Call a function of this package with these arguments only; nothing need be loaded or prepared."""
+        _extend_path(path)
+        return find_function(question)(**arguments)
+
     def _call(self) -> object:
         return self.prepared(**self.content["inputs"])
 
@@ -222,6 +227,10 @@ def _spare_others() -> None:
     score = Path("/proc/self/oom_score_adj")
     if score.exists():
         score.write_text("1000", encoding="ascii")
+
+
+def _extend_path(path: list[str]) -> None:
+    sys.path += [folder for folder in path if folder not in sys.path]
 
 
 def _import_if_there(name: str) -> None:

@@ -5,7 +5,6 @@ The proofs of all patterns are made once, in test_guide_claims.py.
 
 from __future__ import annotations
 
-import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,6 +16,8 @@ from cpuinfer_helpers.course.examples import PATTERN_EXAMPLES
 from cpuinfer_helpers.course.prove import Proof, Proofs, prove, prove_patterns
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.fusion.patterns import ONEDNN_GRAPH, PATTERNS
+from cpuinfer_helpers.processes.asking import Answer
+from cpuinfer_helpers.processes.status import Kind, Status
 from tests.isa import NO_BF16_KERNELS
 
 pytestmark = [pytest.mark.cpu, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
@@ -56,12 +57,19 @@ def with_ipex(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_patterns_without_bf16_kernels_are_not_started(monkeypatch: pytest.MonkeyPatch, with_ipex: None) -> None:
     why = "oneDNN has no BF16 kernels for this CPU"
     monkeypatch.setattr(proving, "no_bf16_kernels", lambda in_ipex: why if in_ipex else None)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(proving, "run_once", None)
     found = proving._in_child("ipex", "bf16")
     assert [(proof.pattern, proof.why_not, proof.report) for proof in found] == [
         (name, why, None) for name in IPEX_PATTERNS
     ]
     assert prove(IPEX_PATTERNS[0], "bf16") == found[0]
+
+
+def test_patterns_whose_process_is_lost_say_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Status(Kind.TIMED_OUT, "prove all took more than 300 s")
+    monkeypatch.setattr(proving, "run_once", lambda *words, **named: Answer(lost))
+    (proof,) = proving._in_child("onednn", "fp32")
+    assert (proof.proven, proof.why_not) == (False, "timed out: prove all took more than 300 s")
 
 
 def test_a_pattern_that_is_refused_costs_no_other(
