@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,10 +14,9 @@ import torch
 
 from cpuinfer_helpers.display import format_bytes
 from cpuinfer_helpers.errors import InputError, RecipeError, TraceError, first_line
-from cpuinfer_helpers.interface.inputs import BoundInputs
+from cpuinfer_helpers.interface.drop_in import DropIn
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.limits import free_bytes
-from cpuinfer_helpers.receipts import Receipt
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -35,17 +34,11 @@ Shape = tuple[torch.Size, ...]
 Answer = Callable[[Mapping[str, torch.Tensor]], Any]
 
 
-class EachShape(ABC):
+class EachShape(DropIn):
     """Part of a drop-in that has something of its own for each shape of its inputs; stands before the drop-in's class.
 
-    Its class says how it is made (:meth:`_made_for`), how the eager model answers (:meth:`_eager_answer`), and what the
-    receipt tells of it (:meth:`_note`).
+    Its class says how it is made (:meth:`_made_for`), and what the receipt tells of it (:meth:`_note`).
     """
-
-    receipt: Receipt
-    _inputs: BoundInputs
-    _names: Any
-    _model: Any
 
     def _start(self, made: Mapping[Shape, tuple[Answer, Any]]) -> None:
         """Set up with what has been made before."""
@@ -70,10 +63,6 @@ class EachShape(ABC):
         """Make what answers for the shape of these inputs; TraceError or RecipeError where it is not right."""
 
     @abstractmethod
-    def _eager_answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        """What the eager model answers."""
-
-    @abstractmethod
     def _note(self) -> None:
         """Write into the receipt what there is."""
 
@@ -86,10 +75,7 @@ class EachShape(ABC):
             If an input is missing or unknown, is no tensor, is of a dtype with which it fails, or is a constant with
             another value; and for a shape that there is nothing for, where there is no eager model.
         """
-        self._refuse_fork()
-        if not self._inputs.fit(inputs):
-            inputs = self._inputs.only_tensors(inputs)
-        return self._answer_at(inputs)
+        return self._answer_at(self._tensors_of(inputs))
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -104,10 +90,10 @@ class EachShape(ABC):
             return {text_of_shape(shape): reason for shape, reason in self._eager.items()}
 
     def _answer_at(self, inputs: dict[str, torch.Tensor]) -> Any:
-        shape = tuple(inputs[name].shape for name in self._names)
+        shape = tuple(inputs[name].shape for name in self.inputs.tensors)
         found = self._known(shape) or self._new_once(shape, inputs)
         if found is None:
-            return self._run_eager(inputs)
+            return self._in_place(inputs)
         try:
             with torch.no_grad():
                 return found[0](inputs)
@@ -116,17 +102,9 @@ class EachShape(ABC):
                 text = text_of_shape(shape)
                 raise TraceError(f"the trace for {text} fails on these inputs: {first_line(error)}") from error
             # Where the model fails as well, with its own error, the inputs are to blame and not the trace.
-            answer = self._run_eager(inputs)
+            answer = self._in_place(inputs)
             self._refuse(shape, f"its trace fails on other inputs: {first_line(error)}")
             return answer
-
-    def _run_eager(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        try:
-            with torch.no_grad():
-                return self._eager_answer(inputs)
-        except Exception as error:  # of the model
-            self._inputs.blame(inputs, error)
-            raise
 
     def _known(self, shape: Shape) -> tuple[Answer, Any] | None:
         with self._guard:
@@ -159,7 +137,7 @@ class EachShape(ABC):
         self._made += 1
         before = _resident_bytes()
         try:
-            new = self._made_for({name: inputs[name].detach().clone() for name in self._names})
+            new = self._made_for({name: inputs[name].detach().clone() for name in self.inputs.tensors})
         except (TraceError, RecipeError) as error:
             self._refuse(shape, str(error))
             return None

@@ -13,10 +13,10 @@ import torch
 
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.saved import as_text
-from cpuinfer_helpers.display import Displayed, Table
+from cpuinfer_helpers.display import Table
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
-from cpuinfer_helpers.interface.carrying import Carried
 from cpuinfer_helpers.interface.copies import untouched
+from cpuinfer_helpers.interface.drop_in import DropIn
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec
 from cpuinfer_helpers.interface.reference import Reference
@@ -55,7 +55,7 @@ _FIELDS: Mapping[str, Any] = {
 }
 
 
-class OptimizedModel(Displayed, Carried):
+class OptimizedModel(DropIn):
     """A model that runs by the fastest recipe that kept its answers; made by :func:`optimize` and ``load_optimized``.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, without gradients.
@@ -90,7 +90,7 @@ class OptimizedModel(Displayed, Carried):
     ) -> None:
         self.prepared = prepared
         self.comparison = comparison
-        self.reason = reason
+        self._reason = reason
         self.remembered = remembered
         self.model = model
         self.tolerance = tolerance
@@ -98,6 +98,14 @@ class OptimizedModel(Displayed, Carried):
     @property
     def _compiled(self) -> bool:
         return self.prepared._compiled
+
+    def _answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        return self.prepared._answer(inputs)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the eager model stays; None if another recipe was seen to be faster."""
+        return self._reason
 
     @property
     def recipe(self) -> str:
@@ -120,14 +128,9 @@ class OptimizedModel(Displayed, Carried):
         return self.prepared.sizes
 
     @property
-    def fixed_sizes(self) -> dict[str, torch.Size]:
-        """Sizes of a row that calls must have, of the inputs of which no dimension may vary: images of one size."""
-        return self.prepared.fixed_sizes
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the tensors that a call takes."""
-        return self.prepared.input_names
+    def inputs(self) -> BoundInputs:
+        """The example: tensors by name, and the plain values that are constants."""
+        return self.prepared.inputs
 
     @property
     def result(self) -> RecipeResult:
@@ -135,23 +138,7 @@ class OptimizedModel(Displayed, Carried):
         return self.comparison[self.recipe]
 
     def __call__(self, **inputs: Any) -> Any:
-        """Run the model.
-
-        Parameters
-        ----------
-        **inputs
-            Tensors by the names of the example, in any batch size and length that the model takes.
-
-        Returns
-        -------
-        The model's own output class.
-
-        Raises
-        ------
-        InputError
-            If an input is missing or unknown, is a constant with another value, or has a size beyond those that were
-            compared with the model.
-        """
+        """Run the model; see :class:`~cpuinfer_helpers.interface.drop_in.DropIn`."""
         return self.prepared(**inputs)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:

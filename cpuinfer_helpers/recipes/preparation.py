@@ -13,13 +13,12 @@ import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, TraceError, first_line
 from cpuinfer_helpers.interface.copies import untouched
+from cpuinfer_helpers.interface.drop_in import receipt_here
 from cpuinfer_helpers.interface.inputs import BoundInputs, calibration_rows
 from cpuinfer_helpers.interface.outputs import OutputSpec
 from cpuinfer_helpers.interface.reference import Reference
 from cpuinfer_helpers.machine import switches
-from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.machine.scratch import sweep
-from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
@@ -353,12 +352,9 @@ class _Job:
                 "script_module": False,
                 "attention_implementation": getattr(self.reference.config, "_attn_implementation", None),
             }
-        return Receipt(
-            requested={"model": type(self.reference.model).__name__, "recipe": self.recipe.name, "verify": self.verify},
+        return receipt_here(
+            {"model": type(self.reference.model).__name__, "recipe": self.recipe.name, "verify": self.verify},
             **observed,
-            isa=detect_isa(),
-            threads=torch.get_num_threads(),
-            versions=installed_versions(),
             checks=self.checks,
             prepare_seconds=self.seconds,
             reason=reason,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ class PreparedEachShape(EachShape, PreparedModel):
     """
 
     _shared = (*PreparedModel._shared, "_make", "_traces", "_model")
-    _derived = (*PreparedModel._derived, "_guard")
+    _derived = ("_guard",)
 
     def __init__(
         self,
@@ -53,9 +52,6 @@ class PreparedEachShape(EachShape, PreparedModel):
     def _made_for(self, inputs: dict[str, torch.Tensor]) -> tuple[Answer, PreparedModel]:
         prepared = self._make(inputs)
         return _answer_of(prepared), prepared
-
-    def _eager_answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        return self._model(**inputs, **self._inputs.constants)
 
     def _note(self) -> None:
         made = [prepared for _, prepared in self._traces.values()]

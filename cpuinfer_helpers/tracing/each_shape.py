@@ -12,7 +12,6 @@ import torch
 
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.interface.by_shape import Answer, EachShape, Shape
-from cpuinfer_helpers.interface.copies import untouched
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
@@ -65,7 +64,7 @@ class TracedEachShape(EachShape, TracedModel):
 
     _kind = "cpuinfer-traced-model-each-shape"
     _shared = (*TracedModel._shared, "_make", "_traces")
-    _derived = (*TracedModel._derived, "_guard")
+    _derived = ("_guard",)
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class TracedEachShape(EachShape, TracedModel):
         make: Callable[[dict[str, torch.Tensor]], ShapeTrace] | None,
         inputs: BoundInputs,
         receipt: Receipt,
-        model: torch.nn.Module | None = None,
+        model: Callable[..., Any] | None = None,
         config: Any = None,
     ) -> None:
         first = next(iter(traces.values()))
@@ -141,11 +140,8 @@ class TracedEachShape(EachShape, TracedModel):
         trace = self._make(inputs)
         return self._answer_of(trace), trace
 
-    def _eager_answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        return untouched(self._model)(**{**self._inputs.constants, **inputs})
-
     def _answer_of(self, trace: ShapeTrace) -> Answer:
-        module, build, names = trace.module, builder(trace.spec), tuple(self._names)
+        module, build, names = trace.module, builder(trace.spec), self.input_names
         if self._positional:
             return lambda inputs: build(module(*(inputs[name] for name in names)))
         return lambda inputs: build(module(**inputs))

@@ -16,13 +16,12 @@ from cpuinfer_helpers import graph
 from cpuinfer_helpers.errors import InputError, TraceError, first_line
 from cpuinfer_helpers.interface.adapter import NamedInputs, named_inputs
 from cpuinfer_helpers.interface.copies import untouched
+from cpuinfer_helpers.interface.drop_in import receipt_here
 from cpuinfer_helpers.interface.inputs import BoundInputs, argument_names
 from cpuinfer_helpers.interface.outputs import OutputSpec
 from cpuinfer_helpers.interface.reference import Reference
 from cpuinfer_helpers.machine import switches
-from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.machine.scratch import sweep
-from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.tracing.each_shape import ShapeTrace, TracedEachShape
 from cpuinfer_helpers.tracing.traceable import (
@@ -247,7 +246,7 @@ class _Job:
             make=self._make,
             inputs=self.inputs,
             receipt=receipt.with_evidence(**{"no single trace": reason}),
-            model=self.model,
+            model=self.reference.eager(),
             config=self.reference.config,
         )
 
@@ -330,15 +329,12 @@ class _Job:
         spec: OutputSpec | None,
         reason: str | None = None,
     ) -> Receipt:
-        return Receipt(
-            requested=self.requested,
+        return receipt_here(
+            self.requested,
             script_module=module is not None,
             frozen=self.freeze and module is not None and not any(True for _ in module.parameters()),
             **self._observed(module),
             attention_implementation=getattr(self.reference.config, "_attn_implementation", None),
-            isa=detect_isa(),
-            threads=torch.get_num_threads(),
-            versions=installed_versions(),
             outputs_left_out=self._left_out(spec) if spec else (),
             checks=self.checks,
             warnings=self.warnings,

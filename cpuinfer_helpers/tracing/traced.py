@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, first_line
-from cpuinfer_helpers.interface.carrying import Carried
+from cpuinfer_helpers.interface.drop_in import DropIn
 from cpuinfer_helpers.interface.inputs import BoundInputs
-from cpuinfer_helpers.interface.outputs import OutputSpec, builder
+from cpuinfer_helpers.interface.outputs import OutputSpec
 from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Receipt
@@ -32,7 +31,7 @@ from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, wri
 from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes, read_sizes
 
 
-class TracedModel(Displayed, Carried):
+class TracedModel(DropIn):
     """A traced model, or the eager model that answers in its place; made by :func:`trace_model` and :meth:`load`.
 
     Call it with the keyword inputs that it was traced with; it returns the model's own output class, without gradients.
@@ -45,6 +44,8 @@ class TracedModel(Displayed, Carried):
         Why the eager model answers; None if the trace does.
     receipt : Receipt
         What was requested and what was seen.
+    inputs : BoundInputs
+        The example: tensors by name, and the plain values that are constants.
     config
         The model's configuration, as ``model.config``; None for models without one and after :meth:`load`.
     sizes : Sizes
@@ -55,15 +56,14 @@ class TracedModel(Displayed, Carried):
 
     _kind = "cpuinfer-traced-model"
     _format_version = 1
-    _shared = ("module", "_model", "_build")
-    _derived = ("_names",)
+    _shared = ("module", "_model", "_assemble")
     _elsewhere = "save(folder) here, and TracedModel.load(folder) in the other process"
 
     def __init__(
         self,
         *,
         module: torch.jit.ScriptModule | None,
-        model: torch.nn.Module | None,
+        model: Callable[..., Any] | None,
         inputs: BoundInputs,
         spec: OutputSpec | None,
         receipt: Receipt,
@@ -71,82 +71,24 @@ class TracedModel(Displayed, Carried):
         config: Any = None,
         sizes: Sizes = ANY_SIZE,
     ) -> None:
+        super().__init__(inputs=inputs, receipt=receipt, model=model, spec=spec, config=config, sizes=sizes)
         self.module = module
-        self.receipt = receipt
-        self.config = config
-        self._model = model
-        self._inputs = inputs
-        self._names = inputs.tensors.keys()
-        self._positional = receipt.requested.get("input_style") == "tuple"
-        self._spec = spec
-        self._build = builder(spec) if spec else None
         self.probe = probe
-        self.sizes = sizes
+        self._positional = receipt.requested.get("input_style") == "tuple"
 
     @property
     def _compiled(self) -> bool:
-        return self.module is not None
-
-    def _derive(self) -> None:
-        self._names = self._inputs.tensors.keys()
+        return self.traced
 
     @property
     def traced(self) -> bool:
         """Whether calls run the traced module."""
         return self.module is not None
 
-    @property
-    def reason(self) -> str | None:
-        """Why the eager model answers, or None."""
-        return self.receipt.reason
-
-    @property
-    def fixed_sizes(self) -> dict[str, torch.Size]:
-        """Sizes of a row that calls must have, of the inputs of which no dimension may vary: images of one size."""
-        return self.sizes.fixed
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the tensors that a call takes, in the order of the trace."""
-        return tuple(self._names)
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Run the model.
-
-        Parameters
-        ----------
-        **inputs
-            The tensors that it was traced with, by name, in any batch size and length that the model takes.
-
-        Returns
-        -------
-        The model's own output class.
-
-        Raises
-        ------
-        InputError
-            If an input is missing, is not one of the example's, is no tensor, is of a dtype with which it fails, or is
-            a constant with another value than in the example; or has a size beyond those at which it was compared
-            with the model. The eager model in its place takes any size, and fewer inputs where it can.
-        """
-        self._refuse_fork()
-        if not self._inputs.fit(inputs):
-            inputs = self._inputs.only_tensors(inputs, some=self.module is None)
-        if self.module is not None:
-            self.sizes.refuse_others(inputs)
-        try:
-            with torch.no_grad():
-                return self._run(inputs)
-        except Exception as error:  # of TorchScript, or of the model
-            self._inputs.blame(inputs, error)
-            raise
-
-    def _run(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        if self.module is None:
-            return self._model(**inputs, **self._inputs.constants)
+    def _answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         if self._positional:
-            return self._build(self.module(*(inputs[name] for name in self._names)))
-        return self._build(self.module(**inputs))
+            return self._assemble(self.module(*(inputs[name] for name in self.inputs.tensors)))
+        return self._assemble(self.module(**inputs))
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trace, its manifest and a probe to a folder, whole or not at all.
@@ -176,7 +118,7 @@ class TracedModel(Displayed, Carried):
         if self.module is None:
             raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
         manifest = self._manifest() | {
-            "output": self._spec.to_dict(),
+            "output": self.spec.to_dict(),
             "sizes": self.sizes.to_dict(),
         }
         with new_artifact(directory, self._kind, manifest) as folder:
@@ -220,7 +162,7 @@ class TracedModel(Displayed, Carried):
             check_fields(manifest, MANIFEST_FIELDS, "manifest")
             warn_of_other_versions(manifest, folder)
             loaded = cls._from_manifest(manifest, folder)
-            check_inputs(manifest, loaded._inputs, loaded.fixed_sizes)
+            check_inputs(manifest, loaded.inputs, loaded.fixed_sizes)
         except ArtifactError:
             raise
         except Exception as error:  # with a changed manifest it may be put together in any wrong way
@@ -237,8 +179,8 @@ class TracedModel(Displayed, Carried):
             "format_version": self._format_version,
             "versions": installed_versions(),
             "isa": list(detect_isa()),
-            "inputs": {name: schema(tensor) for name, tensor in self._inputs.tensors.items()},
-            "constants": self._inputs.constants,
+            "inputs": {name: schema(tensor) for name, tensor in self.inputs.tensors.items()},
+            "constants": self.inputs.constants,
             "receipt": self.receipt.to_dict(),
         }
 
@@ -275,10 +217,6 @@ class TracedModel(Displayed, Carried):
         checked = "verified" if self.receipt.verified else "not verified"
         text = f"{name}: {how}, {checked} ({self.receipt.checks_summary()}), takes {', '.join(self.input_names)}"
         return text + self.receipt.branches_text()
-
-    def table(self) -> Table:
-        """The receipt's table."""
-        return self.receipt.table()
 
     def _run_probe(self, folder: str) -> None:
         run_probe(self, self.probe, folder)

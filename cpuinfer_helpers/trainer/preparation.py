@@ -13,10 +13,9 @@ import torch
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.graph import linear_dtypes
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, evaluation_copy, in_evaluation_mode, untouched
+from cpuinfer_helpers.interface.drop_in import receipt_here
 from cpuinfer_helpers.interface.outputs import take_apart
 from cpuinfer_helpers.interface.reference import Reference
-from cpuinfer_helpers.machine.report import detect_isa
-from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.preparation import prepare_like
@@ -129,16 +128,12 @@ class Preparation:
         rows = _shortened({**self._inputs, **self._labels}, self._labels, answer)
         emulation = emulation_text(self._plan)
         runs = f"{runs} (emulated)" if emulation else runs
-        receipt = Receipt(
-            requested={"model": type(self._own).__name__},
-            script_module=False,
+        receipt = receipt_here(
+            {"model": type(self._own).__name__},
             runs=f"{runs}, because {reason}" if reason else runs,
             linear_dtypes=linear_dtypes(answer, rows),
             evidence={"BF16": emulation} if emulation else {},
             attention_implementation=attention_of(self._own),
-            isa=detect_isa(),
-            threads=torch.get_num_threads(),
-            versions=installed_versions(),
         )
         return self._noted(Ready(answer, receipt, by_recipe=False), reason)
 

@@ -104,12 +104,12 @@ def test_no_more_shapes_are_kept_than_allowed(bert, monkeypatch):
 
     for batch in (1, 3, 4, 5, 1):
         assert _error(prepared, bert, _inputs(batch, 12)) < 1e-5
-    assert len(prepared._answer.answer._functions) == 2
+    assert len(prepared.build.answer.answer._functions) == 2
 
 
 def test_a_shape_is_compiled_only_if_it_comes_again(bert):
     prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
-    functions = prepared._answer.answer._functions
+    functions = prepared.build.answer.answer._functions
     for call in range(1, 6):
         assert _error(prepared, bert, _inputs(3, 20)) < 1e-5
         latest = list(functions.values())[-1]
@@ -251,7 +251,7 @@ def test_a_shape_that_onednn_graph_cannot_compile_runs_as_it_is(bert, monkeypatc
 
 def test_a_shape_whose_plan_gives_other_answers_runs_as_it_is(bert, monkeypatch):
     prepared = cpu.prepare("onednn-graph-fp32", bert, _inputs(2, 12), verify=False, on_failure="raise")
-    per_shape = prepared._answer.answer
+    per_shape = prepared.build.answer.answer
     wrong = per_shape._new_function
 
     def off_by_a_percent():
@@ -271,7 +271,7 @@ def test_inputs_that_the_model_refuses_change_no_plan(bert):
     for _ in range(3):
         with pytest.raises((IndexError, RuntimeError), match="index out of range"):
             prepared(**wrong)
-    assert not prepared._answer.answer._refused
+    assert not prepared.build.answer.answer._refused
 
 
 def test_a_model_that_pools_over_padding_is_not_padded_to_buckets():
