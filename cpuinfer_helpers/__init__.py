@@ -37,6 +37,7 @@ from cpuinfer_helpers.errors import (
     log_as_printable,
 )
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
+from cpuinfer_helpers.interface.flops import count_flops
 from cpuinfer_helpers.machine.report import MachineReport, machine_report
 from cpuinfer_helpers.machine.switches import freed_memory_kept, threads
 from cpuinfer_helpers.optimize import OptimizedModel, load_optimized, optimize
@@ -45,7 +46,7 @@ from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_reci
 from cpuinfer_helpers.tasks import LoadedModel, Score, Task, load_model, load_task
 from cpuinfer_helpers.timing.measuring import measure, measure_interleaved, seconds_of
 from cpuinfer_helpers.timing.results import Roofline, Speedup, Timing, Timings
-from cpuinfer_helpers.timing.roofline import count_flops, roofline
+from cpuinfer_helpers.timing.roofline import roofline
 from cpuinfer_helpers.tracing.trace import TracedModel, trace_model
 
 if TYPE_CHECKING:

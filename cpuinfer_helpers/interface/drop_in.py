@@ -12,6 +12,7 @@ from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.interface.carrying import Carried
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec, builder
+from cpuinfer_helpers.interface.reference import run_seeded
 from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Receipt
@@ -126,6 +127,10 @@ class DropIn(SaysWhatItIs, Carried):
             self.sizes.refuse_others(tensors)
             return self._blaming(self._answer, tensors)
         return self._in_place(tensors)
+
+    def named_answers(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """The answers to inputs as tensors by name, under a fixed seed."""
+        return run_seeded(lambda given: self(**given), tensors)
 
     def _tensors_of(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors of a call, seen to be those of the example."""

@@ -96,6 +96,10 @@ class Reference:
             _refuse_other_kinds(name, tensor)
         return found
 
+    def ask(self, answer: Callable[[Tensors], Any], tensors: Tensors, *, seed: int = 0) -> dict[str, torch.Tensor]:
+        """What something that was made of the model answers under a seed, as named tensors; it may raise anything."""
+        return run_seeded(answer, tensors, seed)
+
     def output_spec(self) -> OutputSpec:
         """Structure of what a prepared model returns: without a key-value cache.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,45 +12,22 @@ import torch
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.compare.saved import as_text
 from cpuinfer_helpers.display import Table
-from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
-from cpuinfer_helpers.interface.copies import untouched
+from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.interface.drop_in import DropIn
 from cpuinfer_helpers.interface.inputs import BoundInputs
-from cpuinfer_helpers.interface.outputs import OutputSpec
-from cpuinfer_helpers.interface.reference import Reference
 from cpuinfer_helpers.machine.paths import given_path
-from cpuinfer_helpers.machine.report import detect_isa, machine_report
-from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.receipts import Receipt
-from cpuinfer_helpers.recipes import PreparedModel, Recipe, Request, get_recipe, prepare
-from cpuinfer_helpers.recipes.base import Stored
+from cpuinfer_helpers.recipes import PreparedModel
+from cpuinfer_helpers.recipes.loading import load_of_kind
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.recipes.saved import known_recipe, probe_of, refuse_other_circumstances
-from cpuinfer_helpers.saving.folders import new_artifact, read_manifest
-from cpuinfer_helpers.saving.plain import check_fields
-from cpuinfer_helpers.saving.probe import MANIFEST_FIELDS, PROBE_FILE, check_inputs, run_probe, schema
-from cpuinfer_helpers.saving.tensors import read_named_tensors, write_named_tensors
-from cpuinfer_helpers.saving.weights import dtype_of, read_config, read_model, write_model
-from cpuinfer_helpers.verification.sizes import Sizes, read_sizes
-from cpuinfer_helpers.verification.variations import valid_positions
+from cpuinfer_helpers.saving import kinds
+from cpuinfer_helpers.saving.folders import new_artifact
+from cpuinfer_helpers.verification.sizes import Sizes
 
 KIND = "cpuinfer-optimized-model"
-_FORMAT_VERSION = 1
 _COMPARISON_FILE = "comparison.json"
-_FIELDS: Mapping[str, Any] = {
-    "recipe": str,
-    "needs": tuple[str, ...],
-    "cpu": str,
-    "threads": int,
-    "reason": str | None,
-    "tolerance": float | None,
-    "exported": bool,
-    "model": Mapping[str, Any],
-    "details": Mapping[str, Any] | None,
-    "output": Mapping[str, Any] | None,
-    "output_dtypes": Mapping[str, str] | None,
-}
+_FIELDS: Mapping[str, Any] = {"reason": str | None}
 
 
 class OptimizedModel(DropIn):
@@ -72,8 +47,6 @@ class OptimizedModel(DropIn):
         Whether the recipe was chosen in an earlier call, on this machine, and only verified in this one.
     model : torch.nn.Module or None
         The eager model, whose weights :meth:`save` writes beside what was made of them; None if that was loaded.
-    tolerance : float or None
-        What :func:`optimize` was given.
     """
 
     _elsewhere = "save(folder) here, and load_optimized(folder) in the other process"
@@ -86,14 +59,12 @@ class OptimizedModel(DropIn):
         model: torch.nn.Module | None,
         reason: str | None = None,
         remembered: bool = False,
-        tolerance: float | None = None,
     ) -> None:
         self.prepared = prepared
         self.comparison = comparison
         self._reason = reason
         self.remembered = remembered
         self.model = model
-        self.tolerance = tolerance
 
     @property
     def _compiled(self) -> bool:
@@ -111,6 +82,11 @@ class OptimizedModel(DropIn):
     def recipe(self) -> str:
         """Name of the recipe that was chosen."""
         return self.prepared.recipe
+
+    @property
+    def tolerance(self) -> float | None:
+        """Largest difference from the model that passes, if it was given."""
+        return self.prepared.tolerance
 
     @property
     def receipt(self) -> Receipt:
@@ -159,7 +135,14 @@ class OptimizedModel(DropIn):
         ArtifactError
             If the folder cannot be written or holds something else.
         """
-        return save(self, directory)
+        if self.model is None:
+            raise ArtifactError("this model was loaded from a folder without its weights; copy that folder")
+        manifest: dict[str, Any] = {"reason": self.reason}
+        with new_artifact(directory, KIND, manifest) as folder:
+            self.prepared._write(self.model, manifest, folder)
+            (folder / _COMPARISON_FILE).write_text(as_text(self.comparison), encoding="utf-8")
+            Comparison.load(folder / _COMPARISON_FILE)
+        return Path(directory)
 
     def __str__(self) -> str:
         return f"{self._headline()}\n{self.table().as_text()}"
@@ -183,42 +166,6 @@ class OptimizedModel(DropIn):
 _COLUMNS = ("recipe", "status", "median", "95% interval", "speed-up", "its interval", "largest error", "same labels")
 
 
-def save(optimized: OptimizedModel, directory: str | os.PathLike[str]) -> Path:
-    """See :meth:`OptimizedModel.save`."""
-    recipe, model, prepared = _recipe_of(optimized), optimized.model, optimized.prepared
-    if model is None:
-        raise ArtifactError("this model was loaded from a folder without its weights; copy that folder")
-    request = Request(recipe.name, recipe.precision, untouched(model), prepared.inputs)
-    reference = Reference(model, prepared.inputs)
-    probe = probe_of(reference, prepared)
-    manifest: dict[str, Any] = {
-        "format_version": _FORMAT_VERSION,
-        "recipe": recipe.name,
-        "versions": installed_versions(),
-        "needs": list(recipe.needs),
-        "isa": list(detect_isa()),
-        "cpu": machine_report().cpu,
-        "threads": torch.get_num_threads(),
-        "inputs": {name: schema(tensor) for name, tensor in prepared.inputs.tensors.items()},
-        "constants": prepared.inputs.constants,
-        "receipt": prepared.receipt.to_dict(),
-        "reason": optimized.reason,
-        "tolerance": optimized.tolerance,
-        "sizes": prepared.sizes.to_dict(),
-    }
-    with new_artifact(directory, KIND, manifest) as folder:
-        manifest["model"] = write_model(model, folder)
-        manifest["exported"] = recipe.export is not None and prepared.prepared
-        if manifest["exported"]:
-            manifest["details"] = recipe.export(request, prepared.build, folder)
-            manifest["output"] = prepared.spec.to_dict()
-            manifest["output_dtypes"] = {name: _name(dtype) for name, dtype in prepared.dtypes.items()}
-        write_named_tensors(probe, folder / PROBE_FILE)
-        (folder / _COMPARISON_FILE).write_text(as_text(optimized.comparison), encoding="utf-8")
-        _check_written(json.loads(json.dumps(manifest)), recipe, prepared.inputs, folder)
-    return Path(directory)
-
-
 def load_optimized(
     directory: str | os.PathLike[str],
     *,
@@ -227,7 +174,7 @@ def load_optimized(
     calibration: Sequence[Mapping[str, torch.Tensor]] = (),
     verify: bool = True,
 ) -> OptimizedModel:
-    """Read a folder that :meth:`OptimizedModel.save` wrote.
+    """Read a folder that ``save()`` wrote: of an optimized, a prepared or a traced model.
 
     The manifest and the sha256 of every file are checked before anything is deserialised. No file in it is a pickle
     that Python reads. But a TorchScript file is a program, and so are, in their way, the files of other backends: one
@@ -252,7 +199,8 @@ def load_optimized(
 
     Returns
     -------
-    OptimizedModel
+    OptimizedModel, PreparedModel or TracedModel
+        What was saved. ``rebuild``, ``model`` and ``calibration`` are for the first two.
 
     Raises
     ------
@@ -262,142 +210,30 @@ def load_optimized(
     RecipeError
         If the recipe cannot run here.
     """
-    folder = given_path(directory, "directory")
-    manifest = read_manifest(folder, KIND, _FORMAT_VERSION)
-    try:
-        check_fields(manifest, MANIFEST_FIELDS | _FIELDS, "manifest")
-        if manifest["tolerance"] is not None and not 0 <= manifest["tolerance"] < math.inf:
-            raise ValueError(f"tolerance is {manifest['tolerance']}")
-        recipe = known_recipe(manifest["recipe"], folder)
-        if not rebuild:
-            refuse_other_circumstances(manifest, recipe, folder)
-        probe = read_named_tensors(folder / PROBE_FILE)
-        inputs = BoundInputs({name: probe[f"input.{name}"] for name in manifest["inputs"]}, manifest["constants"])
-        check_inputs(manifest, inputs, manifest.get("fixed_sizes"))
-        if rebuild or not manifest["exported"]:
-            optimized = _rebuilt(manifest, recipe, inputs, folder, model, calibration, verify=rebuild)
-        else:
-            optimized = _restored(manifest, recipe, inputs, probe, folder)
-        if verify:
-            run_probe(
-                optimized,
-                probe,
-                folder,
-                advice="load_optimized(..., rebuild=True) prepares it anew",
-                valid=valid_positions(inputs.tensors, optimized.config),
-                precision=recipe.precision,
-                tolerance=optimized.tolerance,
-            )
-    except (ArtifactError, RecipeError):
-        raise
-    except Exception as error:  # with a changed manifest it may be put together in any wrong way
-        if isinstance(error, InputError) and (model is not None or calibration):
-            raise  # of what was given with the call
-        raise ArtifactError(
-            f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
-        ) from error
-    return optimized
+    further: dict[str, Any] = {"rebuild": rebuild, "model": model, "calibration": calibration}
+    given = {name: value for name, value in further.items() if value is not None and value is not False and value != ()}
+    return kinds.load(given_path(directory, "directory"), verify=verify, **given)
 
 
-def _check_written(manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, folder: Path) -> None:
-    """Load what was just written, and run its probe, before it takes the place of an older folder.
-
-    What a recipe would make anew from the weights when it is loaded is not made here: that takes as long as preparing.
-    """
-    try:
-        probe = read_named_tensors(folder / PROBE_FILE)
-        if not manifest["exported"]:
-            Comparison.load(folder / _COMPARISON_FILE)
-            return
-        restored = _restored(manifest, recipe, inputs, probe, folder)
-        valid = valid_positions(inputs.tensors, restored.config)
-        run_probe(restored, probe, folder, valid=valid, precision=recipe.precision, tolerance=manifest["tolerance"])
-    except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ArtifactError(
-            f"what was written cannot be loaded again, so nothing was saved: {first_line(error)}"
-        ) from error
-
-
-def _recipe_of(optimized: OptimizedModel) -> Recipe:
-    try:
-        return get_recipe(optimized.recipe)
-    except ValueError as error:
-        raise ArtifactError(
-            f"{optimized.recipe} is a recipe of your own, which load_optimized does not know"
-        ) from error
-
-
-def _rebuilt(
-    manifest: Mapping[str, Any],
-    recipe: Recipe,
-    inputs: BoundInputs,
-    folder: Path,
-    model: torch.nn.Module | None,
-    calibration: Sequence[Mapping[str, torch.Tensor]],
+@kinds.loads(KIND)
+def _load(
+    directory: str | os.PathLike[str],
     *,
-    verify: bool,
+    rebuild: bool = False,
+    model: torch.nn.Module | None = None,
+    calibration: Sequence[Mapping[str, torch.Tensor]] = (),
+    verify: bool = True,
 ) -> OptimizedModel:
-    """The eager model from the saved weights, prepared by the saved recipe."""
-    eager = read_model(manifest["model"], folder, model)
-    prepared = prepare(
-        recipe,
-        eager,
-        {**inputs.tensors, **inputs.constants},
-        calibration=calibration,
-        verify=verify,
-        tolerance=manifest["tolerance"],
-        on_failure="raise",
-    )
-    return _optimized(manifest, folder, prepared, eager)
+    """Read a folder that :meth:`OptimizedModel.save` wrote."""
+    return load_of_kind(directory, KIND, _FIELDS, _with_its_comparison, rebuild, model, calibration, verify)
 
 
-def _answers_of(probe: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
-
-
-def _restored(
-    manifest: Mapping[str, Any], recipe: Recipe, inputs: BoundInputs, probe: Mapping[str, torch.Tensor], folder: Path
-) -> OptimizedModel:
-    """What the recipe had made, from its own files."""
-    if recipe.why_not:
-        raise RecipeError(f"{folder} needs the recipe {recipe.name}: {recipe.why_not}")
-    spec = OutputSpec.from_dict(manifest["output"])
-    dtypes = {name: dtype_of(dtype) for name, dtype in manifest["output_dtypes"].items()}
-    # What the probe holds are the model's own answers, as it gave them.
-    own = {name: tensor.dtype for name, tensor in _answers_of(probe).items()}
-    if not dtypes.keys() == own.keys() == set(spec.tensor_names()) or dtypes != own:
-        raise ArtifactError(f"{folder}: its manifest names other outputs than its probe holds; save again")
-    try:
-        build = recipe.restore(Stored(inputs, spec.tensor_names(), manifest["details"]), folder)
-    except CpuInferError:
-        raise
-    except Exception as error:  # each backend has errors of its own for files that it cannot read
-        raise ArtifactError(f"{folder}: {recipe.backend} cannot read its own files: {first_line(error)}") from error
-    prepared = PreparedModel(
-        recipe=recipe.name,
-        model=None,
-        inputs=inputs,
-        spec=spec,
-        dtypes=dtypes,
-        receipt=Receipt.from_dict(manifest["receipt"]),
-        build=build,
-        config=read_config(manifest["model"], folder),
-        sizes=read_sizes(manifest, inputs.tensors),
-    )
-    return _optimized(manifest, folder, prepared, None)
-
-
-def _optimized(
-    manifest: Mapping[str, Any], folder: Path, prepared: PreparedModel, model: torch.nn.Module | None
+def _with_its_comparison(
+    manifest: Mapping[str, Any], prepared: PreparedModel, eager: torch.nn.Module | None, folder: Path
 ) -> OptimizedModel:
     return OptimizedModel(
         prepared=prepared,
         comparison=Comparison.load(folder / _COMPARISON_FILE),
-        model=model,
+        model=eager,
         reason=manifest["reason"],
-        tolerance=manifest["tolerance"],
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -174,9 +174,7 @@ class _Job:
             best = comparison.best()
             try:
                 prepared = self._prepared(by_name[best.recipe])
-                return OptimizedModel(
-                    prepared=prepared, comparison=comparison, model=self.model, tolerance=self.tolerance
-                )
+                return OptimizedModel(prepared=prepared, comparison=comparison, model=self.model)
             except RecipeError as error:
                 logger.warning("%s fails in this process: %s", best.recipe, error)
                 status = Status(Kind.FELL_BACK, f"in the process that asked for it: {error}")
@@ -194,18 +192,15 @@ class _Job:
         except RecipeError as error:
             logger.warning("the remembered choice %s does not hold for this model, measuring anew: %s", name, error)
             return None
-        return OptimizedModel(
-            prepared=prepared, comparison=comparison, model=self.model, remembered=True, tolerance=self.tolerance
-        )
+        return OptimizedModel(prepared=prepared, comparison=comparison, model=self.model, remembered=True)
 
     def _eager(self, comparison: Comparison, *, remembered: bool = False) -> OptimizedModel:
         return OptimizedModel(
-            prepared=prepare(REFERENCE, self.model, self.inputs, verify=False),
+            prepared=prepare(REFERENCE, self.model, self.inputs, verify=False, tolerance=self.tolerance),
             comparison=comparison,
             model=self.model,
             reason=_why_eager(comparison),
             remembered=remembered,
-            tolerance=self.tolerance,
         )
 
     def _prepared(self, recipe: str | Recipe) -> PreparedModel:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import first_line
+from cpuinfer_helpers.interface.flops import count_flops
 from cpuinfer_helpers.interface.outputs import take_apart
 from cpuinfer_helpers.interface.reference import Reference, run_seeded
 from cpuinfer_helpers.machine.switches import freed_memory_kept
@@ -29,7 +30,7 @@ from cpuinfer_helpers.processes.transport import Parcel, read_parcel, write_tens
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe, prepare
 from cpuinfer_helpers.recipes.preparation import prepare_like, verify_prepared
 from cpuinfer_helpers.timing.measuring import measure, seconds_of
-from cpuinfer_helpers.timing.roofline import count_flops, roofline
+from cpuinfer_helpers.timing.roofline import roofline
 
 # What the first calls cost is looked at for so many of them: plans are made by the third (FACTS: two to three calls).
 _FIRST_CALLS = 6

@@ -159,12 +159,6 @@ class Recipe:
     export: Callable[[Request, Build, Path], dict[str, Any]] | None = None
     restore: Callable[[Stored, Path], Build] | None = None
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """One of this package's goes to another process by its name: the functions that it is made of cannot."""
-        from cpuinfer_helpers.recipes.registry import is_ours, our_recipe
-
-        return (our_recipe, (self.name,)) if is_ours(self) else super().__reduce_ex__(protocol)
-
     @property
     def backend(self) -> str:
         """The part of the name before the precision."""

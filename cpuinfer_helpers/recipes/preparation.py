@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from cpuinfer_helpers.recipes.base import Build, Recipe, Request
 from cpuinfer_helpers.recipes.prepared import PreparedModel
 from cpuinfer_helpers.recipes.prepared_each_shape import PreparedEachShape
 from cpuinfer_helpers.recipes.registry import get_recipe
+from cpuinfer_helpers.saving.probe import probe_of
 from cpuinfer_helpers.verification.checks import Verification
 from cpuinfer_helpers.verification.checks import verify as verify_answers
 from cpuinfer_helpers.verification.variations import Question, Variation, same_shape_plan
@@ -328,6 +330,11 @@ class _Job:
             receipt=self._receipt(build, spec),
             # What makes the others holds the eager model.
             build=replace(build, otherwise=None),
+            probe=probe_of(
+                self.reference.inputs.tensors, {name: self.reference.expected[name] for name in spec.tensor_names()}
+            ),
+            tolerance=self.tolerance,
+            eager=weakref.ref(self.reference.model),
             other_ways=build.otherwise is not None,
             config=self.reference.config,
         )

@@ -25,6 +25,7 @@ class PreparedEachShape(EachShape, PreparedModel):
     as multiples of 32, and that does not happen.
     """
 
+    _each_shape = True
     _shared = (*PreparedModel._shared, "_make", "_traces", "_model")
     _derived = ("_guard",)
 
@@ -44,6 +45,9 @@ class PreparedEachShape(EachShape, PreparedModel):
             receipt=first.receipt.with_evidence(**{"not once for all": reason}),
             build=first.build,
             config=first.config,
+            probe=first.probe,
+            tolerance=first.tolerance,
+            eager=first._eager_model,
         )
         self._make = make
         shape: Shape = tuple(tensor.shape for tensor in first.inputs.tensors.values())

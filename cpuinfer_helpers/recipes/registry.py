@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
@@ -70,11 +72,6 @@ def get_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
-def is_ours(recipe: Recipe) -> bool:
-    """Whether this very recipe is one of this package's, in the registry or beside it."""
-    return _ours().get(recipe.name) is recipe
-
-
 def our_recipe(name: str) -> Recipe:
     """The recipe of this package that has a name, also of those that are not in the registry."""
     return _ours()[name]
@@ -84,6 +81,15 @@ def _ours() -> dict[str, Recipe]:
     from cpuinfer_helpers.recipes.backends.ipex_variants import IPEX_VARIANTS
 
     return {**IPEX_VARIANTS, **_registry()}
+
+
+def _reduced(recipe: Recipe) -> Any:
+    """One of this package's goes to another process by its name: the functions that it is made of cannot."""
+    ours = _ours().get(recipe.name) is recipe
+    return (our_recipe, (recipe.name,)) if ours else object.__reduce_ex__(recipe, 4)
+
+
+copyreg.pickle(Recipe, _reduced)
 
 
 @cache

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers.errors import ArtifactError, first_line
-from cpuinfer_helpers.interface.inputs import BoundInputs
-from cpuinfer_helpers.interface.reference import run_seeded
 from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.verification.checks import CALLS_PER_CHECK
@@ -21,30 +18,35 @@ from cpuinfer_helpers.verification.equality import Valid, difference
 logger = logging.getLogger("cpuinfer_helpers")
 PROBE_FILE = "probe.safetensors"
 
-
-@dataclass(frozen=True)
-class InputSchema:
-    """Dtype and shape of an input, as a manifest has them."""
-
-    dtype: str
-    example_shape: tuple[int, ...]
+Tensors = Mapping[str, torch.Tensor]
 
 
-# What every manifest of a model has, whichever kind it is; those that may be missing are ``... | None``.
-MANIFEST_FIELDS: Mapping[str, Any] = {
-    "versions": Mapping[str, str],
-    "isa": tuple[str, ...],
-    "inputs": Mapping[str, InputSchema],
-    "constants": Mapping[str, Any],
-    "receipt": Mapping[str, Any],
-    "sizes": Mapping[str, Any] | None,
-    "fixed_sizes": Mapping[str, tuple[int, ...]] | None,
-}
+def probe_of(inputs: Tensors, answers: Tensors) -> dict[str, torch.Tensor]:
+    """The example and the model's own answers to it, under the names that they are saved by."""
+    return {f"input.{name}": t for name, t in inputs.items()} | {f"output.{name}": t for name, t in answers.items()}
+
+
+def inputs_of(probe: Tensors, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """The inputs in a probe, all of them or those of some names in their order.
+
+    Raises
+    ------
+    KeyError
+        If one of the names is not there.
+    """
+    if names is not None:
+        return {name: probe[f"input.{name}"] for name in names}
+    return {name.removeprefix("input."): tensor for name, tensor in probe.items() if name.startswith("input.")}
+
+
+def answers_of(probe: Tensors) -> dict[str, torch.Tensor]:
+    """The model's own answers in a probe."""
+    return {name.removeprefix("output."): tensor for name, tensor in probe.items() if name.startswith("output.")}
 
 
 def run_probe(
-    answer: Callable[..., Any],
-    probe: Mapping[str, torch.Tensor],
+    answer: Callable[[Tensors], Tensors],
+    probe: Tensors,
     folder: str | os.PathLike[str],
     *,
     advice: str = "trace and save the model again with the versions installed here",
@@ -57,7 +59,7 @@ def run_probe(
     Parameters
     ----------
     answer
-        The loaded model.
+        Asks the loaded model: from tensors by name to its outputs by name, without gradients, under a fixed seed.
     probe
         The example's inputs and the eager model's answers, by name.
     folder, advice
@@ -72,11 +74,10 @@ def run_probe(
     ArtifactError
         If they differ, or the model fails.
     """
-    inputs = {name.removeprefix("input."): t for name, t in probe.items() if name.startswith("input.")}
-    expected = {name.removeprefix("output."): t for name, t in probe.items() if name.startswith("output.")}
+    inputs, expected = inputs_of(probe), answers_of(probe)
     for call in range(1, CALLS_PER_CHECK + 1):
         try:
-            seen = run_seeded(lambda tensors: answer(**tensors), inputs)
+            seen = answer(inputs)
         except Exception as error:  # with a changed manifest it may be put together in any wrong way
             raise ArtifactError(f"{folder}: the loaded model fails on call {call}: {first_line(error)}") from error
         if not expected or not expected.keys() <= seen.keys():
@@ -93,27 +94,6 @@ def run_probe(
                     f"{folder}: on call {call} {name} differs from the model's by {found.error:.1e} "
                     f"(tolerance {found.allowed:.1e}); {advice}"
                 )
-
-
-def check_inputs(
-    manifest: Mapping[str, Any], inputs: BoundInputs, fixed_sizes: Mapping[str, Sequence[int]] | None = None
-) -> None:
-    """Refuse a manifest that describes other inputs than those of the probe.
-
-    Raises
-    ------
-    ValueError
-        If dtypes, shapes, sizes or constants are not those of the example; the message names the place.
-    """
-    for name, tensor in inputs.tensors.items():
-        if manifest["inputs"][name] != schema(tensor):
-            raise ValueError(f"inputs.{name} is {manifest['inputs'][name]}, and the example is {schema(tensor)}")
-    for name, value in inputs.constants.items():
-        if not isinstance(value, (bool, int, float, str)) or value != value or name in inputs.tensors:
-            raise ValueError(f"constants.{name} is {value!r}")
-    for name, sizes in (fixed_sizes or {}).items():
-        if tuple(sizes) != tuple(inputs.tensors[name].shape[1:]):
-            raise ValueError(f"fixed_sizes.{name} is {list(sizes)}, and the example has other sizes")
 
 
 def warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:
@@ -133,8 +113,3 @@ def warn_of_other_versions(manifest: Mapping[str, Any], folder: str) -> None:
     missing = [name for name in manifest["isa"] if name not in isa]
     if missing:
         logger.warning("%s was saved on a CPU with %s, which this one lacks", folder, ", ".join(missing))
-
-
-def schema(tensor: torch.Tensor) -> dict[str, Any]:
-    """Dtype and shape of an input, for a manifest."""
-    return {"dtype": str(tensor.dtype).removeprefix("torch."), "example_shape": list(tensor.shape)}

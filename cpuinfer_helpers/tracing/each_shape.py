@@ -16,7 +16,7 @@ from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.saving.folders import new_artifact
-from cpuinfer_helpers.saving.probe import run_probe, schema
+from cpuinfer_helpers.saving.probe import inputs_of, run_probe
 from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.tracing.traced import TracedModel
 
@@ -47,7 +47,7 @@ class ShapeTrace:
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
         """The inputs that it was traced with."""
-        return {name.removeprefix("input."): t for name, t in self.probe.items() if name.startswith("input.")}
+        return inputs_of(self.probe)
 
 
 class TracedEachShape(EachShape, TracedModel):
@@ -104,8 +104,7 @@ class TracedEachShape(EachShape, TracedModel):
         if not traces:
             raise ArtifactError("the eager model answers for every shape, so there is no trace to save")
         # The first that is written becomes the example of what is loaded.
-        inputs = {name: schema(tensor) for name, tensor in traces[0].inputs.items()}
-        manifest = self._manifest() | {"inputs": inputs, "outputs": [trace.spec.to_dict() for trace in traces]}
+        manifest = self._manifest(traces[0].inputs) | {"outputs": [trace.spec.to_dict() for trace in traces]}
         with new_artifact(directory, self._kind, manifest) as folder:
             for number, trace in enumerate(traces):
                 write_module(trace.module, folder / _module_file(number))
@@ -127,7 +126,7 @@ class TracedEachShape(EachShape, TracedModel):
 
     def _run_probe(self, folder: str) -> None:
         for _, trace in list(self._traces.values()):
-            run_probe(self, trace.probe, folder)
+            run_probe(self.named_answers, trace.probe, folder)
 
     def __str__(self) -> str:
         name = self.receipt.requested.get("model", "model")

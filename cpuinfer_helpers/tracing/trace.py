@@ -23,6 +23,7 @@ from cpuinfer_helpers.interface.reference import Reference
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.scratch import sweep
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.saving.probe import probe_of
 from cpuinfer_helpers.tracing.each_shape import ShapeTrace, TracedEachShape
 from cpuinfer_helpers.tracing.traceable import (
     number_of_experts,
@@ -356,16 +357,15 @@ class _Job:
             raise TraceError(f"the traced module fails on its own example: {first_line(error)}") from error
 
     def _result(self, module: torch.jit.ScriptModule | None, spec: OutputSpec | None, receipt: Receipt) -> TracedModel:
-        probe = {f"input.{name}": tensor for name, tensor in self.inputs.tensors.items()}
         kept, expected = spec.tensor_names() if spec else (), self.reference.expected
-        probe |= {f"output.{name}": expected[name] for name in kept if name in expected}
+        answers = {name: expected[name] for name in kept if name in expected}
         return TracedModel(
             module=module,
             model=None if module is not None else self.reference.eager(),
             inputs=self.inputs,
             spec=spec,
             receipt=receipt,
-            probe=probe,
+            probe=probe_of(self.inputs.tensors, answers),
             config=self.reference.config,
         )
 

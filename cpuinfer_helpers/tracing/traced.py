@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,19 +14,12 @@ from cpuinfer_helpers.errors import ArtifactError, CpuInferError, first_line
 from cpuinfer_helpers.interface.drop_in import DropIn
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec
-from cpuinfer_helpers.machine.report import detect_isa
-from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.saving import kinds
+from cpuinfer_helpers.saving import manifest as manifests
 from cpuinfer_helpers.saving.folders import MODULE_FILE, kind_of, new_artifact, read_manifest
 from cpuinfer_helpers.saving.plain import check_fields
-from cpuinfer_helpers.saving.probe import (
-    MANIFEST_FIELDS,
-    PROBE_FILE,
-    check_inputs,
-    run_probe,
-    schema,
-    warn_of_other_versions,
-)
+from cpuinfer_helpers.saving.probe import PROBE_FILE, inputs_of, run_probe, warn_of_other_versions
 from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes, read_sizes
 
@@ -54,6 +47,8 @@ class TracedModel(DropIn):
         The example, and the model's own answers to it.
     """
 
+    # Every kind of trace, by the name that its manifests give.
+    _by_kind: ClassVar[dict[str, type[TracedModel]]] = {}
     _kind = "cpuinfer-traced-model"
     _format_version = 1
     _shared = ("module", "_model", "_assemble")
@@ -75,6 +70,11 @@ class TracedModel(DropIn):
         self.module = module
         self.probe = probe
         self._positional = receipt.requested.get("input_style") == "tuple"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._by_kind[cls._kind] = cls
+        kinds.loads(cls._kind)(cls.load)
 
     @property
     def _compiled(self) -> bool:
@@ -117,10 +117,7 @@ class TracedModel(DropIn):
         """
         if self.module is None:
             raise ArtifactError(f"nothing was traced, so there is nothing to save: {self.reason}")
-        manifest = self._manifest() | {
-            "output": self.spec.to_dict(),
-            "sizes": self.sizes.to_dict(),
-        }
+        manifest = self._manifest(self.inputs.tensors, self.sizes) | {"output": self.spec.to_dict()}
         with new_artifact(directory, self._kind, manifest) as folder:
             write_module(self.module, folder / MODULE_FILE)
             write_named_tensors(self.probe, folder / PROBE_FILE)
@@ -152,17 +149,16 @@ class TracedModel(DropIn):
         ArtifactError
             If the folder is damaged or of another kind, or the probe's answers differ.
         """
-        from cpuinfer_helpers.tracing.each_shape import TracedEachShape
-
-        if cls is TracedModel and kind_of(directory) == TracedEachShape._kind:
-            return TracedEachShape.load(directory, verify=verify)
+        if cls is TracedModel:
+            cls = cls._by_kind.get(kind_of(directory), cls)
         manifest = read_manifest(directory, cls._kind, cls._format_version)
         folder = os.fspath(directory)
         try:
-            check_fields(manifest, MANIFEST_FIELDS, "manifest")
+            check_fields(manifest, manifests.FIELDS, "manifest")
             warn_of_other_versions(manifest, folder)
             loaded = cls._from_manifest(manifest, folder)
-            check_inputs(manifest, loaded.inputs, loaded.fixed_sizes)
+            bound = loaded.inputs
+            manifests.check_inputs(manifest, bound.tensors, bound.constants, loaded.fixed_sizes)
         except ArtifactError:
             raise
         except Exception as error:  # with a changed manifest it may be put together in any wrong way
@@ -173,16 +169,10 @@ class TracedModel(DropIn):
             loaded._run_probe(folder)
         return loaded
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self, tensors: Mapping[str, torch.Tensor], sizes: Sizes | None = None) -> dict[str, Any]:
         """What the manifest of every kind of trace says."""
-        return {
-            "format_version": self._format_version,
-            "versions": installed_versions(),
-            "isa": list(detect_isa()),
-            "inputs": {name: schema(tensor) for name, tensor in self.inputs.tensors.items()},
-            "constants": self.inputs.constants,
-            "receipt": self.receipt.to_dict(),
-        }
+        entries = manifests.described(tensors, self.inputs.constants, self.receipt, sizes)
+        return {"format_version": self._format_version, **entries}
 
     def _check_written(self, manifest: Mapping[str, Any], folder: Path) -> None:
         """Load what was just written, and run its probe, before it takes the place of an older folder."""
@@ -197,7 +187,7 @@ class TracedModel(DropIn):
     @classmethod
     def _from_manifest(cls, manifest: Mapping[str, Any], folder: str) -> TracedModel:
         probe = read_named_tensors(os.path.join(folder, PROBE_FILE))
-        inputs = {name: probe[f"input.{name}"] for name in manifest["inputs"]}
+        inputs = inputs_of(probe, manifest["inputs"])
         module = read_module(os.path.join(folder, MODULE_FILE))
         return cls(
             module=module,
@@ -219,4 +209,7 @@ class TracedModel(DropIn):
         return text + self.receipt.branches_text()
 
     def _run_probe(self, folder: str) -> None:
-        run_probe(self, self.probe, folder)
+        run_probe(self.named_answers, self.probe, folder)
+
+
+kinds.loads(TracedModel._kind)(TracedModel.load)

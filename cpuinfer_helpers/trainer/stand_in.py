@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.display import Table
 from cpuinfer_helpers.errors import first_line
 from cpuinfer_helpers.interface.carrying import refuse_fork
-from cpuinfer_helpers.interface.inputs import argument_names
+from cpuinfer_helpers.interface.drop_in import DropIn, SaysWhatItIs
+from cpuinfer_helpers.interface.inputs import BoundInputs, argument_names
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.trainer.emulation import Forecast, seconds_in_fp32, shortest, timed
 from cpuinfer_helpers.trainer.losses import with_loss
 from cpuinfer_helpers.trainer.plan import EvaluationPlan
 from cpuinfer_helpers.trainer.preparation import Preparation, Ready
+from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes
 
 logger = logging.getLogger("cpuinfer_helpers")
 
 
-class StandIn(torch.nn.Module):
+class StandIn(SaysWhatItIs, torch.nn.Module):
     """Answers in place of a model, and has no parameters, so that the Trainer can neither cast nor move the model.
 
     A copy of it, in this process or another, has the model and the plan, and prepares for its own first batch.
@@ -42,6 +45,9 @@ class StandIn(torch.nn.Module):
         Time spent on preparation, and on a forecast, since this was last set to zero.
     forecast : Forecast or None
         To be told by the next batch.
+    reason, inputs, sizes, config
+        Of what answered the last batch; see :class:`~cpuinfer_helpers.interface.drop_in.SaysWhatItIs`. The eager model
+        takes any inputs of any size.
     """
 
     def __init__(self, model: torch.nn.Module, plan: EvaluationPlan) -> None:
@@ -51,6 +57,7 @@ class StandIn(torch.nn.Module):
         self.receipt: Receipt | None = None
         self.seconds = 0.0
         self.forecast: Forecast | None = None
+        self._answering: Ready | None = None
         # In a tuple: a module given as an attribute would become a part of this one.
         self._model = (model,)
         self._ready: dict[tuple[Any, ...], Ready] = {}
@@ -77,8 +84,37 @@ class StandIn(torch.nn.Module):
                 output = self._output(kind, inputs, labels)
             else:
                 output = self._foretold(forecast, kind, inputs, labels)
-        self.receipt = self._ready[kind].receipt
+        self._answering = self._ready[kind]
+        self.receipt = self._answering.receipt
         return output
+
+    @property
+    def reason(self) -> str | None:
+        """Why the eager model answered the last batch; None if it did not, or there was none yet."""
+        return self.receipt.reason if self.receipt else None
+
+    @property
+    def inputs(self) -> BoundInputs:
+        """The example that what answers was prepared with."""
+        made = self._answering.answer if self._answering else None
+        return made.inputs if isinstance(made, DropIn) else BoundInputs({}, {})
+
+    @property
+    def sizes(self) -> Sizes:
+        """Which sizes of the inputs were compared with the model."""
+        made = self._answering.answer if self._answering else None
+        return made.sizes if isinstance(made, DropIn) else ANY_SIZE
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, or None."""
+        return getattr(self._model[0], "config", None)
+
+    def table(self) -> Table:
+        """The receipt of what answered the last batch."""
+        if self.receipt is None:
+            return Table(("evaluation", "value"), (("answers", "nothing yet: no batch has come"),))
+        return self.receipt.table()
 
     def __getattr__(self, name: str) -> Any:
         """What it has not itself is the model's: a user's own ``compute_loss`` may ask for ``model.config``."""

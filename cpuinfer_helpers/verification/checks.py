@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from cpuinfer_helpers.errors import first_line
-from cpuinfer_helpers.interface.reference import Reference, run_seeded
 from cpuinfer_helpers.receipts import Check
 from cpuinfer_helpers.verification.equality import Valid, difference, typical_size
 from cpuinfer_helpers.verification.sizes import Sizes
@@ -20,6 +19,23 @@ Answer = Callable[[dict[str, torch.Tensor]], Any]
 
 # Optimised plans appear after two to three calls, so one right call proves little (FACTS section 3, item 10).
 CALLS_PER_CHECK = 3
+
+
+class Reference(Protocol):
+    """What something that was prepared is compared with: :class:`~cpuinfer_helpers.interface.reference.Reference`."""
+
+    inputs: Any
+    expected: Tensors
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, or None."""
+
+    def answers(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """What the model answers, as named tensors."""
+
+    def ask(self, answer: Answer, tensors: Tensors, *, seed: int) -> dict[str, torch.Tensor]:
+        """What something else answers under a seed, as named tensors."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +224,7 @@ class _Examination:
         for call in range(1, self._calls(variation.inputs) + 1):
             inputs = {name: tensor.clone() for name, tensor in variation.inputs.items()}
             try:
-                seen = run_seeded(self.answer, inputs, seed=call)
+                seen = self.reference.ask(self.answer, inputs, seed=call)
             except Exception as error:  # a trace fails with whatever its operators raise
                 return Check(variation.name, shape, False, note=f"call {call} fails: {first_line(error)}")
             found = (expected, seen, variation.valid, self.precision, self.tolerance, self._typical)

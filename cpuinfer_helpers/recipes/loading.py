@@ -1,0 +1,124 @@
+"""Load what a recipe has prepared and somebody has saved: from the backend's own files, or anew from the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import ArtifactError, InputError, RecipeError, first_line
+from cpuinfer_helpers.machine.paths import given_path
+from cpuinfer_helpers.recipes.base import Recipe
+from cpuinfer_helpers.recipes.preparation import prepare
+from cpuinfer_helpers.recipes.prepared import KIND, PreparedModel
+from cpuinfer_helpers.recipes.saved import read_example, read_recipe_manifest
+from cpuinfer_helpers.saving.kinds import loads
+from cpuinfer_helpers.saving.probe import run_probe
+from cpuinfer_helpers.saving.weights import read_model
+from cpuinfer_helpers.verification.variations import valid_positions
+
+
+@loads(KIND)
+def load_prepared(
+    directory: str | os.PathLike[str],
+    *,
+    rebuild: bool = False,
+    model: torch.nn.Module | None = None,
+    calibration: Sequence[Mapping[str, torch.Tensor]] = (),
+    verify: bool = True,
+) -> PreparedModel:
+    """Read a folder that :meth:`PreparedModel.save` wrote; see :func:`~cpuinfer_helpers.load_optimized`."""
+    return load_of_kind(directory, KIND, {}, _itself, rebuild, model, calibration, verify)
+
+
+def _itself(
+    manifest: Mapping[str, Any], prepared: PreparedModel, eager: torch.nn.Module | None, folder: Path
+) -> PreparedModel:
+    return prepared
+
+
+def load_of_kind(
+    directory: str | os.PathLike[str],
+    kind: str,
+    fields: Mapping[str, Any],
+    finish: Callable[[Mapping[str, Any], PreparedModel, torch.nn.Module | None, Path], Any],
+    rebuild: bool,
+    model: torch.nn.Module | None,
+    calibration: Sequence[Mapping[str, torch.Tensor]],
+    verify: bool,
+) -> Any:
+    """Load a prepared model from a folder of a kind, and make of it what that kind is.
+
+    Parameters
+    ----------
+    directory, kind
+        The folder, and what it must hold.
+    fields
+        Fields of the kind's manifest beside those of every prepared model.
+    finish
+        Makes the result, of the manifest, the prepared model, the eager model where it was made, and the folder.
+    rebuild, model, calibration, verify
+        As for :func:`~cpuinfer_helpers.load_optimized`.
+
+    Raises
+    ------
+    ArtifactError, RecipeError
+        As for :func:`~cpuinfer_helpers.load_optimized`.
+    """
+    folder = given_path(directory, "directory")
+    try:
+        manifest, recipe = read_recipe_manifest(folder, kind, fields, rebuild=rebuild)
+        inputs, probe = read_example(manifest, folder)
+        eager = None
+        if rebuild or not manifest["exported"]:
+            eager = read_model(manifest["model"], folder, model)
+            given = {**inputs.tensors, **inputs.constants}
+            prepared = _prepared_anew(manifest, recipe, eager, given, calibration, verify=rebuild)
+        else:
+            prepared = PreparedModel.restored(manifest, recipe, folder)
+        result = finish(manifest, prepared, eager, folder)
+        if verify:
+            run_probe(
+                prepared.named_answers,
+                probe,
+                folder,
+                advice="load_optimized(..., rebuild=True) prepares it anew",
+                valid=valid_positions(inputs.tensors, prepared.config),
+                precision=recipe.precision,
+                tolerance=manifest["tolerance"],
+            )
+    except (ArtifactError, RecipeError):
+        raise
+    except Exception as error:  # with a changed manifest it may be put together in any wrong way
+        if isinstance(error, InputError) and (model is not None or calibration):
+            raise  # of what was given with the call
+        raise ArtifactError(
+            f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
+        ) from error
+    return result
+
+
+def _prepared_anew(
+    manifest: Mapping[str, Any],
+    recipe: Recipe,
+    eager: torch.nn.Module,
+    example_inputs: Mapping[str, Any],
+    calibration: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    verify: bool,
+) -> PreparedModel:
+    """The eager model of the saved weights, prepared by the saved recipe."""
+    each_shape = bool(manifest.get("each_shape"))
+    return prepare(
+        recipe,
+        eager,
+        example_inputs,
+        calibration=calibration,
+        verify=verify or each_shape,
+        tolerance=manifest["tolerance"],
+        on_failure="raise",
+        each_shape=each_shape,
+    )
