@@ -16,7 +16,7 @@ from cpuinfer_helpers.machine.switches import native_stderr_logged
 
 onednn_fusion = switches.onednn_fusion
 
-# The profiling executor records shapes on the first calls and optimises after them (FACTS: two to three calls).
+# The profiling executor records shapes on the first calls, and has optimised for them after two to three.
 CALLS_UNTIL_OPTIMISED = 3
 # Operators that hold others which run as one kernel.
 PARTITIONS = ("prim::oneDNNFusionGroup", "ipex::LlgaFusionGroup")

@@ -22,8 +22,8 @@ from cpuinfer_helpers.tasks import Task
 from cpuinfer_helpers.timing.measuring import measure_interleaved, seconds_of
 from cpuinfer_helpers.timing.results import Speedup
 
-# Question and passage together: most SQuAD v1.1 pairs are well under 200 tokens (FACTS section 2). A log-normal with
-# this median and spread has a mean of 172.
+# Question and passage together: most SQuAD v1.1 pairs are well under 200 tokens. A log-normal with this median and
+# spread has a mean of 172.
 _MEDIAN_TOKENS = 160
 _SPREAD = 0.38
 _CALLS_UNTIL_STEADY = 3

@@ -32,7 +32,7 @@ from cpuinfer_helpers.recipes.preparation import prepare_like, verify_prepared
 from cpuinfer_helpers.timing.measuring import measure, seconds_of
 from cpuinfer_helpers.timing.roofline import roofline
 
-# What the first calls cost is looked at for so many of them: plans are made by the third (FACTS: two to three calls).
+# What the first calls cost is looked at for so many of them: TorchScript has made its plan by the third.
 _FIRST_CALLS = 6
 # Short calls are looked at for this long before another recipe is called faster; and for so many of them at most.
 _LOOK_S = 0.05

@@ -17,7 +17,7 @@ from cpuinfer_helpers.verification.variations import Question, Variation, plan, 
 Tensors = Mapping[str, torch.Tensor]
 Answer = Callable[[dict[str, torch.Tensor]], Any]
 
-# Optimised plans appear after two to three calls, so one right call proves little (FACTS section 3, item 10).
+# TorchScript optimises its plan after two to three calls, so one right call proves little.
 CALLS_PER_CHECK = 3
 
 

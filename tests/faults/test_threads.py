@@ -77,7 +77,7 @@ def test_one_core_and_a_word_for_the_number_of_threads():
     assert seen["traced"] and seen["status"] == ["successful"]
     assert "OMP_NUM_THREADS='abc' is no number of threads" in seen["doctor"]
     if has_ipex:
-        # Calibrated with one thread, its scales are wrong (FACTS section 3, item 9); INT8 has 256 steps for about 1.
+        # IPEX's static calibration gives wrong scales with one thread; INT8 has 256 steps for about 1.
         reason, error = seen["int8"]
         assert reason is None and error < 0.05
         assert seen["threads after"] == 1

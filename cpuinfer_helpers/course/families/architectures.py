@@ -13,7 +13,7 @@ from cpuinfer_helpers.machine import switches
 # Rows of the embedding table are looked up, not multiplied with: their number costs memory and hardly any time.
 _VOCABULARY = 2048
 # Of each sequence so much is padding. With a mask of ones alone the comparison would be unfair: eager models leave such
-# a mask out, traced ones cannot (FACTS section 3, item 7).
+# a mask out under SDPA, traced ones cannot.
 _PADDED_SHARE = 1 / 8
 # Below it are the special tokens of every family; in no family is a padding token above it.
 _FIRST_WORD = 5

@@ -47,8 +47,8 @@ def _traced(request: Request, model: torch.nn.Module, padded: bool) -> _Trace:
 
 
 def _traced_under_autocast(request: Request, model: torch.nn.Module, padded: bool) -> _Trace:
-    # Autocast's weight cache would become constants of the graph (FACTS section 3, item 6). The graph is looked at
-    # outside of autocast, as calls run it: TorchScript makes another plan for calls under autocast.
+    # With autocast's cache of weights the trace would hold their casts as constants. The graph is looked at outside of
+    # autocast, as calls run it: TorchScript makes another plan for calls under autocast.
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
         return _traced(request, model, padded)
 
