@@ -14,7 +14,7 @@ from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.machine import tied
 from cpuinfer_helpers.machine.compiler import find_compiler
 from cpuinfer_helpers.machine.report import EMULATED_BF16, MachineReport, machine_report
-from cpuinfer_helpers.machine.versions import version_tuple
+from cpuinfer_helpers.machine.versions import release_of
 from cpuinfer_helpers.tasks.hub import DEFAULT_ENDPOINT, hub_unavailable
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -99,7 +99,8 @@ def diagnose(report: MachineReport | None = None) -> Diagnosis:
 
 
 def _python(report: MachineReport) -> Finding:
-    if (3, 10) <= version_tuple(report.python)[:2] <= (3, 13):
+    # A Python that is built between two releases has a plus at the end, which PEP 440 does not know.
+    if (3, 10) <= release_of(report.python.rstrip("+"))[:2] <= (3, 13):
         return Finding(OK, "Python", f"{report.python} ({sys.executable})")
     advice = "use Python 3.10 to 3.13: torch.jit.trace is not supported from 3.14 on, and IPEX has no wheels for others"
     return Finding(FAIL, "Python", report.python, advice)
@@ -159,7 +160,7 @@ def _trainer_flags(report: MachineReport) -> Finding:
     version = report.versions.get("transformers")
     if version is None:
         return Finding(FAIL, "transformers", "not installed", "pip install -r requirements.txt")
-    number, name = version_tuple(version), "stock Trainer flags"
+    number, name = release_of(version), "stock Trainer flags"
     if number >= (5,):
         return Finding(OK, name, f"transformers {version} has neither jit_mode_eval nor use_ipex")
     if number >= (4, 57):
@@ -177,7 +178,7 @@ def _accelerate(report: MachineReport) -> Finding:
     version = report.versions.get("accelerate")
     if version is None:
         return Finding(WARN, "accelerate", "not installed", "the Trainer needs it: pip install accelerate")
-    if version_tuple(version) < (0, 26):
+    if release_of(version) < (0, 26):
         return Finding(FAIL, "accelerate", version, "the Trainer asks for 0.26 or newer: pip install -U accelerate")
     return Finding(OK, "accelerate", version)
 
@@ -188,8 +189,8 @@ def _ipex(report: MachineReport) -> Finding:
         if sys.platform == "linux" and report.architecture == "x86_64" and report.stack == "guide":
             return Finding(WARN, "IPEX", "not installed", "pip install -r requirements.txt")
         return Finding(OK, "IPEX", "not installed; its notebooks say what they cannot show")
-    if version_tuple(version)[:2] != version_tuple(torch_version)[:2]:
-        fit = ".".join(map(str, version_tuple(version)[:2]))
+    if release_of(version)[:2] != release_of(torch_version)[:2]:
+        fit = ".".join(map(str, release_of(version)[:2]))
         advice = f"install torch {fit}.x, or remove IPEX; importing it now ends with an AttributeError"
         return Finding(FAIL, "IPEX", f"{version} does not fit torch {torch_version}", advice)
     problem = import_problem("intel_extension_for_pytorch")

@@ -16,7 +16,7 @@ import torch
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.machine import instructions
 from cpuinfer_helpers.machine.limits import cores_allowed, cpu_quota, memory, text_of
-from cpuinfer_helpers.machine.versions import installed_versions, version_tuple
+from cpuinfer_helpers.machine.versions import installed_versions, release_of
 
 # Measured on AMD EPYC (Zen 3, AVX2 only): 3.6 times for single rows of a large model, 34 times for long inputs.
 EMULATED_BF16 = "3 to 34 times slower than FP32"
@@ -144,8 +144,8 @@ class MachineReport(Displayed):
     @property
     def stack(self) -> str:
         """``guide`` (torch 2.8, transformers 4), ``current`` (torch >= 2.13, transformers >= 5) or ``other``."""
-        torch_version = version_tuple(self.versions.get("torch", "0"))
-        transformers_version = version_tuple(self.versions.get("transformers", "0"))
+        torch_version = release_of(self.versions.get("torch", "0"))
+        transformers_version = release_of(self.versions.get("transformers", "0"))
         if torch_version[:2] == (2, 8) and transformers_version[:1] == (4,):
             return "guide"
         if torch_version >= (2, 13) and transformers_version >= (5,):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from packaging.version import InvalidVersion, Version
+
 _PACKAGES = (
     "torch",
     "intel-extension-for-pytorch",
@@ -16,15 +18,20 @@ _PACKAGES = (
 )
 
 
-def version_tuple(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``"2.8.0+cpu"`` becomes ``(2, 8, 0)``."""
-    numbers: list[int] = []
-    for part in version.split("+")[0].split("."):
-        digits = part if part.isdigit() else ""
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
+def release_of(version: str) -> tuple[int, ...]:
+    """The numbers of a version, as PEP 440 has them; empty where the text is no version.
+
+    Whatever is built before a release counts as that release: it has the code that is asked for.
+
+    Examples
+    --------
+    >>> release_of("2.8.0+cpu"), release_of("5.0.0rc1"), release_of("unknown")
+    ((2, 8, 0), (5, 0, 0), ())
+    """
+    try:
+        return Version(version).release
+    except InvalidVersion:
+        return ()
 
 
 def installed_versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.interface.copies import EagerModel
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine.report import machine_report
-from cpuinfer_helpers.machine.versions import version_tuple
+from cpuinfer_helpers.machine.versions import release_of
 
 Tensors = Mapping[str, torch.Tensor]
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -204,6 +204,6 @@ def _missing(need: str) -> str | None:
         installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return f"{name} is not installed; pip install {shlex.quote(need)}"
-    have, want = version_tuple(installed), version_tuple(wanted or "0")
+    have, want = release_of(installed), release_of(wanted or "0")
     fits = have[: len(want)] == want if operator == "==" else have >= want
     return None if fits else f"{name} {installed} is installed, it needs {need}"

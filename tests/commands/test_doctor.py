@@ -10,6 +10,7 @@ import pytest
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.commands import doctor
 from cpuinfer_helpers.commands.doctor import FAIL, OK, WARN, diagnose
+from cpuinfer_helpers.machine.report import MachineReport
 
 GUIDE = {
     "torch": "2.8.0",
@@ -24,7 +25,7 @@ def report(monkeypatch):
     """A report of a good machine with the guide stack; no check leaves this process."""
     monkeypatch.setattr(doctor, "import_problem", lambda module: None)
     monkeypatch.setattr(doctor, "hub_unavailable", lambda: "HF_HUB_OFFLINE is set")
-    return cpu.MachineReport(
+    return MachineReport(
         cpu="Test CPU",
         architecture="x86_64",
         isa=("AVX2", "AVX512", "AVX512_VNNI", "AVX512_BF16"),
@@ -62,6 +63,7 @@ def test_a_good_machine_is_healthy(report):
     [
         ({"python": "3.9.18"}, "Python", FAIL, "3.10 to 3.13"),
         ({"python": "3.14.0"}, "Python", FAIL, "3.10 to 3.13"),
+        ({"python": "3.13.2+"}, "Python", OK, "3.13.2+"),
         ({"isa": ("AVX2",)}, "CPU", WARN, "emulated"),
         ({"isa": ()}, "CPU", WARN, "AVX2"),
         ({"isa_caps": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, "CPU", WARN, "ONEDNN_MAX_CPU_ISA=AVX2"),

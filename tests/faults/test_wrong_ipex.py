@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpuinfer_helpers.machine.versions import version_tuple
+from cpuinfer_helpers.machine.versions import release_of
 from tests.conftest import seen_in_child
 from tests.isa import NO_BF16_KERNELS_IN_IPEX
 
@@ -40,7 +40,7 @@ if sys.argv[1] == "compare":
     seen["status"] = {name: str(row.status) for name, row in compared.rows.items()}
 print("SEEN", json.dumps(seen))
 """
-ON_GUIDE = version_tuple(torch.__version__)[:2] == (2, 8)
+ON_GUIDE = release_of(torch.__version__)[:2] == (2, 8)
 
 
 def fake_ipex(folder: Path, version: str, way: str) -> None:

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cpuinfer_helpers import InputError, MachineReport, machine_report, threads
+from cpuinfer_helpers import InputError, machine_report, threads
 from cpuinfer_helpers.course import neighbours as course_neighbours
 from cpuinfer_helpers.machine import limits, switches, versions
 from cpuinfer_helpers.machine import report as machine_module
+from cpuinfer_helpers.machine.report import MachineReport
 
 GIB = 2**30
 
@@ -311,10 +312,18 @@ def test_stack_without_transformers(report: MachineReport) -> None:
 
 @pytest.mark.parametrize(
     ("version", "numbers"),
-    [("2.8.0+cpu", (2, 8, 0)), ("5.0.0rc1", (5, 0)), ("2.13", (2, 13)), ("", ()), ("dev", ())],
+    [
+        ("2.8.0+cpu", (2, 8, 0)),
+        ("5.0.0rc1", (5, 0, 0)),
+        ("2.14.0a0+git1234567", (2, 14, 0)),
+        ("2.15.0.dev20261001", (2, 15, 0)),
+        ("2.13", (2, 13)),
+        ("", ()),
+        ("dev", ()),
+    ],
 )
-def test_version_tuple(version: str, numbers: tuple[int, ...]) -> None:
-    assert versions.version_tuple(version) == numbers
+def test_the_numbers_of_a_version(version: str, numbers: tuple[int, ...]) -> None:
+    assert versions.release_of(version) == numbers
 
 
 def test_one_line_names_cpu_and_cores(report: MachineReport) -> None:

@@ -23,7 +23,7 @@ from cpuinfer_helpers.interface.copies import has_own_code, with_attention
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.report import detect_isa, machine_report, no_bf16_kernels
 from cpuinfer_helpers.machine.switches import native_stderr_logged, native_stdout
-from cpuinfer_helpers.machine.versions import version_tuple
+from cpuinfer_helpers.machine.versions import release_of
 from cpuinfer_helpers.recipes.backends.torchscript import build_of_trace, export_trace, load_trace
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
 from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
@@ -351,7 +351,7 @@ def _has(model: torch.nn.Module, kind: type) -> bool:
 
 def _obstacle() -> str | None:
     """Importing IPEX where it does not fit ends or breaks the process, so look before."""
-    if version_tuple(torch.__version__)[:2] != (2, 8):
+    if release_of(torch.__version__)[:2] != (2, 8):
         return f"IPEX 2.8 needs torch 2.8; torch {torch.__version__} is installed"
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return f"IPEX runs on x86-64 Linux only; this is {platform.machine()} {platform.system()}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.machine.versions import version_tuple
+from cpuinfer_helpers.machine.versions import release_of
 from cpuinfer_helpers.recipes.tools.rewriting import as_function
 
 # Element by element, of two tensors.
@@ -65,7 +65,7 @@ def part_attention_of_other_heads(module: torch.jit.ScriptModule, example: Mappi
     int
         Attentions that were parted.
     """
-    if version_tuple(torch.__version__)[:2] >= _OTHER_HEADS_ARE_RIGHT:
+    if release_of(torch.__version__)[:2] >= _OTHER_HEADS_ARE_RIGHT:
         return 0
     products = _nodes(module.graph, _PRODUCT)
     pairs = list(_attentions(products))
