@@ -1,6 +1,9 @@
 """Real tracing, measuring and choosing for transformer inference on a CPU.
 
 Nothing is called traced, fused, BF16 or faster until it has been seen to be so, on this machine, with the same answers.
+
+What stands here is what is called, made, loaded or caught; ``README.md`` beside this file says what each name is for. A
+class that is only returned is documented in the room that it comes from.
 """
 
 from __future__ import annotations
@@ -8,24 +11,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from cpuinfer_helpers.bettertransformer import (
-    FastPathUse,
-    fast_path_use,
-    reverse_bettertransformer,
-    to_bettertransformer,
-)
+from cpuinfer_helpers.bettertransformer import fast_path_use, reverse_bettertransformer, to_bettertransformer
 from cpuinfer_helpers.compare import (
     Comparison,
-    FusionReports,
-    MixedLengths,
-    RecipeScores,
     compare,
     compare_mixed_lengths,
     fusion_reports,
     realistic_lengths,
     score_recipes,
 )
-from cpuinfer_helpers.course.families import FamilyComparison, compare_families
+from cpuinfer_helpers.course.families import compare_families
 from cpuinfer_helpers.errors import (
     ArtifactError,
     BuildError,
@@ -34,28 +29,27 @@ from cpuinfer_helpers.errors import (
     InputError,
     RecipeError,
     TraceError,
-    log_as_printable,
 )
-from cpuinfer_helpers.fusion import FusionReport, fusion_report
+from cpuinfer_helpers.errors import log_as_printable as _log_as_printable
+from cpuinfer_helpers.fusion import fusion_report
 from cpuinfer_helpers.interface.flops import count_flops
-from cpuinfer_helpers.machine.report import MachineReport, machine_report
+from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.machine.switches import freed_memory_kept, threads
+from cpuinfer_helpers.machine.versions import OWN_VERSION as _OWN_VERSION
 from cpuinfer_helpers.optimize import OptimizedModel, load_optimized, optimize
-from cpuinfer_helpers.receipts import Receipt
-from cpuinfer_helpers.recipes import PreparedModel, Recipe, RecipeList, get_recipe, list_recipes, prepare
-from cpuinfer_helpers.tasks import LoadedModel, Score, Task, load_model, load_task
+from cpuinfer_helpers.recipes import PreparedModel, Recipe, get_recipe, list_recipes, prepare
+from cpuinfer_helpers.tasks import load_model, load_task
 from cpuinfer_helpers.timing.measuring import measure, measure_interleaved, seconds_of
-from cpuinfer_helpers.timing.results import Roofline, Speedup, Timing, Timings
 from cpuinfer_helpers.timing.roofline import roofline
 from cpuinfer_helpers.tracing.trace import TracedModel, trace_model
 
 if TYPE_CHECKING:
-    from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, TrainerVerdict, verify_trainer
+    from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, verify_trainer
 
-__version__ = "0.1.0"
+__version__ = _OWN_VERSION
 
 # Of this package only; a filter of a logger sees its own records.
-logging.getLogger(__name__).addFilter(log_as_printable)
+logging.getLogger(__name__).addFilter(_log_as_printable)
 
 __all__ = [
     "ArtifactError",
@@ -63,32 +57,15 @@ __all__ = [
     "Comparison",
     "CpuInferError",
     "DataError",
-    "FamilyComparison",
-    "FastPathUse",
-    "FusionReport",
-    "FusionReports",
     "InputError",
     "JitTrainer",
     "JitTrainingArguments",
-    "LoadedModel",
-    "MachineReport",
-    "MixedLengths",
     "OptimizedModel",
     "PreparedModel",
-    "Receipt",
     "Recipe",
     "RecipeError",
-    "RecipeList",
-    "RecipeScores",
-    "Roofline",
-    "Score",
-    "Speedup",
-    "Task",
-    "Timing",
-    "Timings",
     "TraceError",
     "TracedModel",
-    "TrainerVerdict",
     "compare",
     "compare_families",
     "compare_mixed_lengths",
@@ -118,7 +95,7 @@ __all__ = [
     "verify_trainer",
 ]
 # They are classes of transformers', whose import takes seconds and is not for those who only measure.
-_OF_THE_TRAINER = ("JitTrainer", "JitTrainingArguments", "TrainerVerdict", "verify_trainer")
+_OF_THE_TRAINER = ("JitTrainer", "JitTrainingArguments", "verify_trainer")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,15 @@
-"""The errors of this package: each says what was wrong with which value, and what to do."""
+"""The errors of this package: each says what was wrong with which value, and what to do.
+
+In brackets is what each is as well, so that code which catches Python's own errors catches ours:
+
+* CpuInferError
+  + InputError (ValueError)
+  + DataError (ValueError)
+  + TraceError (RuntimeError)
+  + RecipeError (RuntimeError)
+  + ArtifactError (RuntimeError)
+  + BuildError (RuntimeError)
+"""
 
 from __future__ import annotations
 

@@ -20,5 +20,6 @@ def test_docstring_examples(name):
 
 
 def test_there_are_examples():
-    modules = [importlib.import_module(f"cpuinfer_helpers.{name}") for name in ("machine.report", "timing.measuring", "tracing.trace")]
+    names = ("machine.report", "timing.measuring", "tracing.trace")
+    modules = [importlib.import_module(f"cpuinfer_helpers.{name}") for name in names]
     assert all(doctest.testmod(module).attempted >= 2 for module in modules)

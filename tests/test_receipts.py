@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cpuinfer_helpers import Receipt
-from cpuinfer_helpers.receipts import Check
+from cpuinfer_helpers.receipts import Check, Receipt
 
 PASSED = Check("other batch size", "3 x 12", True, 1.5e-7, 1e-4)
 LEFT_OUT = Check("longer", "", None, note="the model takes no more than 62 tokens")

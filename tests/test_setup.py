@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import cpuinfer_helpers as cpu
 from tools import bootstrap
 
 if sys.version_info >= (3, 11):
@@ -73,6 +74,10 @@ def ranges(*extras: str) -> list[Requirement]:
 
 
 # The pins.
+
+
+def test_the_package_has_one_version():
+    assert project()["version"] == cpu.__version__
 
 
 @pytest.mark.parametrize("system", [LINUX, MAC], ids=["linux", "mac"])

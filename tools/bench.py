@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import cpuinfer_helpers as cpu  # noqa: E402
+from cpuinfer_helpers.compare import MixedLengths  # noqa: E402
 from cpuinfer_helpers.display import Table  # noqa: E402
 
 SHAPES = ("1x384", "1x128", "8x384")
@@ -79,7 +80,7 @@ def ratios(comparison: cpu.Comparison) -> Table:
     return Table(columns, tuple(rows), title="Our best recipe's time as a share of each peer's", numeric=columns[3:5])
 
 
-def _mixed_targets(mixed: cpu.MixedLengths) -> Table:
+def _mixed_targets(mixed: MixedLengths) -> Table:
     rows = tuple(
         (name, f"{row.gain:.2f}x", "reached" if row.gain >= SMALLEST_GAIN_OF_MIXED_LENGTHS else "missed")
         for name, row in mixed.rows.items()

@@ -26,8 +26,8 @@ class FusionReports(Displayed):
     Attributes
     ----------
     reports
-        A :class:`~cpuinfer_helpers.FusionReport` for each recipe, by name. That of a recipe that did not run says why
-        in its ``reason``.
+        A :class:`~cpuinfer_helpers.fusion.FusionReport` for each recipe, by name. That of a recipe that did not run
+        says why in its ``reason``.
     """
 
     reports: Mapping[str, FusionReport]

@@ -31,7 +31,7 @@ class FlowResult:
     name, flags
         What was asked for; ``stock`` among the flags for transformers' own Trainer.
     jit_mode_eval, use_ipex, precision, reason
-        As in a :class:`~cpuinfer_helpers.TrainerVerdict`.
+        As in a :class:`~cpuinfer_helpers.trainer.TrainerVerdict`.
     ran
         What evaluated.
     metrics, predictions

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-import cpuinfer_helpers
 from cpuinfer_helpers.compare import Comparison
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.machine.cache import cache_directory
 from cpuinfer_helpers.machine.report import machine_report
-from cpuinfer_helpers.machine.versions import installed_versions
+from cpuinfer_helpers.machine.versions import OWN_VERSION, installed_versions
 from cpuinfer_helpers.optimize.identity import identity_of
 from cpuinfer_helpers.processes.status import Kind
 from cpuinfer_helpers.recipes import Recipe, list_recipes
@@ -63,7 +62,7 @@ def choice_file(
     report = machine_report()
     facts = {
         "machine": [report.cpu, report.isa, report.isa_caps, report.cores_allowed, report.cpu_quota, report.threads],
-        "versions": {**installed_versions(), "cpuinfer_helpers": cpuinfer_helpers.__version__},
+        "versions": {**installed_versions(), "cpuinfer_helpers": OWN_VERSION},
         "python": sys.version_info[:2],
         "model": [type(model).__module__, type(model).__qualname__, _configuration(model)],
         "weights": {name: _described(tensor) for name, tensor in model.named_parameters()},

@@ -29,7 +29,7 @@ class TaskRows:
     rows
         What a Trainer evaluates: lists of token ids, not padded, and ``labels`` except for question answering.
     split, origin, task
-        As in a :class:`~cpuinfer_helpers.Score`.
+        As in a :class:`~cpuinfer_helpers.tasks.Score`.
     examples
         The questions, texts or sentences.
     read

@@ -7,15 +7,17 @@ import pytest
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.__main__ import main
 from cpuinfer_helpers.commands import compare
+from cpuinfer_helpers.compare import RecipeScores
+from cpuinfer_helpers.tasks import Task
 
 
 @pytest.fixture(scope="module")
-def task() -> cpu.Task:
+def task() -> Task:
     return cpu.load_task("text-classification")
 
 
 @pytest.fixture(scope="module")
-def scores(task) -> cpu.RecipeScores:
+def scores(task) -> RecipeScores:
     def refuse(request):
         raise ValueError("not this model")
 

@@ -11,13 +11,14 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.compare import RecipeResult
 from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.timing.results import Roofline, Timing
 
 COURSE_DATA = Path(__file__).parents[2] / "notebooks" / "data"
 
 
-def timing(name: str, seconds: float, round_id: str = "1") -> cpu.Timing:
+def timing(name: str, seconds: float, round_id: str = "1") -> Timing:
     samples = tuple(seconds * (1 + 0.001 * n) for n in range(8))
-    return cpu.Timing(name, samples, 2 * seconds, 9, True, "interval", 2, round_id)
+    return Timing(name, samples, 2 * seconds, 9, True, "interval", 2, round_id)
 
 
 def result(name: str, seconds: float | None, **fields) -> RecipeResult:
@@ -48,7 +49,7 @@ def comparison() -> cpu.Comparison:
         batch_size=4,
         threads=2,
         environment={"cpu": "a CPU", "versions": {"torch": "2.8.0"}},
-        roofline=cpu.Roofline({"fp32": 1e11}, {"fp32": "k"}, {"fp32": True}, (("fp32", "k", 1e11),), 2),
+        roofline=Roofline({"fp32": 1e11}, {"fp32": "k"}, {"fp32": True}, (("fp32", "k", 1e11),), 2),
         flops=10**9,
         price_per_hour=0.36,
     )

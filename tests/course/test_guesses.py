@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cpuinfer_helpers import InputError, Speedup, Timing
+from cpuinfer_helpers import InputError
 from cpuinfer_helpers.course.guesses import check_guess, keep_guesses, kept_guesses
+from cpuinfer_helpers.timing.results import Speedup, Timing
 
 
 def timing_of(*seconds: float) -> Timing:

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.compare import RecipeResult, RecipeScore
+from cpuinfer_helpers.compare import RecipeResult, RecipeScore, RecipeScores
 from cpuinfer_helpers.course import int8
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.interface.inputs import bind_inputs
 from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
 from cpuinfer_helpers.recipes import Build, Request
 from cpuinfer_helpers.recipes.registry import _registry
+from cpuinfer_helpers.tasks import Score
+from cpuinfer_helpers.timing.results import Speedup, Timing
 from tests.conftest import make_inputs
 
 
@@ -191,14 +193,14 @@ def test_the_receipt_tells_how_many_rows_were_used(bert, bert_inputs):
 
 def row(name: str, seconds: float, speedup: float | None) -> RecipeResult:
     samples = (seconds,) * 6
-    timing = cpu.Timing(name, samples, seconds, 1, True, "calls", 2, "round")
-    ratio = cpu.Speedup(speedup, speedup, speedup, paired=True) if speedup else None
+    timing = Timing(name, samples, seconds, 1, True, "calls", 2, "round")
+    ratio = Speedup(speedup, speedup, speedup, paired=True) if speedup else None
     return RecipeResult(name, name.rpartition("-")[2], SUCCESSFUL, timing=timing, speedup=ratio)
 
 
 def scored(name: str, f1: float, agreement: float) -> RecipeScore:
     metrics: Mapping[str, float] = {"exact_match": 10.0, "f1": f1}
-    score = cpu.Score("question-answering", "heldout", "offline: test", metrics, 10, ("a",) * 10, 1.0)
+    score = Score("question-answering", "heldout", "offline: test", metrics, 10, ("a",) * 10, 1.0)
     return RecipeScore(name, SUCCESSFUL, score, agreement, "something")
 
 
@@ -225,7 +227,7 @@ def verdicts():
         scored("ipex-int8", 79.8, 94.0),
         scored("openvino-int8", 78.0, 96.0),
     )
-    together = cpu.RecipeScores({score.recipe: score for score in scores}, "question-answering", "offline: test")
+    together = RecipeScores({score.recipe: score for score in scores}, "question-answering", "offline: test")
 
     def weigh(**limits: float) -> dict[str, tuple[str, ...]]:
         return {name: cells for name, *cells in int8.weigh(comparison, together, **limits).rows}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from cpuinfer_helpers import InputError, Task
+from cpuinfer_helpers import InputError
 from cpuinfer_helpers.course.margins import AnswerMargins, answer_margins
+from cpuinfer_helpers.tasks import Task
 from cpuinfer_helpers.tasks.squad.data import Question
 
 CONTEXT = "The cat sat on the mat in the old house. Anna works in the red tower. The dog runs in the garden."

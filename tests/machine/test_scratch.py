@@ -156,7 +156,8 @@ def test_a_program_ends_with_the_process_that_started_it(tmp_path):
         "subprocess.Popen(tied.command('-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'))\n"
         "time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, str(PACKAGE / "machine")], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program, str(PACKAGE / "machine")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()

@@ -9,13 +9,13 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks import TASK_NAMES
+from cpuinfer_helpers.tasks import TASK_NAMES, Task
 from cpuinfer_helpers.tasks.loading import read_examples
 from cpuinfer_helpers.tasks.squad.windows import prepare_windows
 
 
 @pytest.fixture(scope="module")
-def tasks() -> dict[str, cpu.Task]:
+def tasks() -> dict[str, Task]:
     return {name: cpu.load_task(name) for name in TASK_NAMES}
 
 
@@ -33,7 +33,7 @@ def text_of(example: Any) -> str:
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_there_are_as_many_rows_as_asked_for_all_different(tasks: dict[str, cpu.Task], name: str) -> None:
+def test_there_are_as_many_rows_as_asked_for_all_different(tasks: dict[str, Task], name: str) -> None:
     batches = tasks[name].calibration_inputs(24)
     assert len(batches) == 24 == len(set(rows_of(batches)))
     assert len(tasks[name].calibration_inputs()) == 32
@@ -47,7 +47,7 @@ def test_there_are_as_many_rows_as_asked_for_all_different(tasks: dict[str, cpu.
 
 
 @pytest.mark.parametrize("name", ["text-classification", "token-classification"])
-def test_rows_are_of_the_training_part_and_none_is_ever_scored(tasks: dict[str, cpu.Task], name: str) -> None:
+def test_rows_are_of_the_training_part_and_none_is_ever_scored(tasks: dict[str, Task], name: str) -> None:
     task = tasks[name]
 
     def normal(text: str) -> str:
@@ -61,7 +61,7 @@ def test_rows_are_of_the_training_part_and_none_is_ever_scored(tasks: dict[str, 
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_rows_are_the_same_every_time_and_spread_over_the_data(tasks: dict[str, cpu.Task], name: str) -> None:
+def test_rows_are_the_same_every_time_and_spread_over_the_data(tasks: dict[str, Task], name: str) -> None:
     first, second = tasks[name].calibration_inputs(8), cpu.load_task(name).calibration_inputs(8)
     assert rows_of(first) == rows_of(second)
     examples = read_examples(name, "train")
@@ -69,7 +69,7 @@ def test_rows_are_the_same_every_time_and_spread_over_the_data(tasks: dict[str, 
     assert rows_of(first) != rows_of(head)[:8]
 
 
-def test_questions_are_windows_of_the_training_part_as_in_evaluation(tasks: dict[str, cpu.Task]) -> None:
+def test_questions_are_windows_of_the_training_part_as_in_evaluation(tasks: dict[str, Task]) -> None:
     task = tasks["question-answering"]
     windows = prepare_windows(read_examples(task.name, "train"), task.tokenizer)
     encoded = {tuple(window.inputs["input_ids"]): window.inputs["token_type_ids"] for window in windows}
@@ -78,7 +78,7 @@ def test_questions_are_windows_of_the_training_part_as_in_evaluation(tasks: dict
         assert encoded[row] == batch["token_type_ids"][0].tolist()
 
 
-def test_a_length_pads_every_row_to_it(tasks: dict[str, cpu.Task]) -> None:
+def test_a_length_pads_every_row_to_it(tasks: dict[str, Task]) -> None:
     task = tasks["question-answering"]
     free, padded = task.calibration_inputs(10), task.calibration_inputs(10, length=384)
     assert {batch["input_ids"].shape for batch in padded} == {torch.Size([1, 384])}
@@ -88,7 +88,7 @@ def test_a_length_pads_every_row_to_it(tasks: dict[str, cpu.Task]) -> None:
         assert (batch["input_ids"][batch["attention_mask"] == 0] == task.tokenizer.pad_token_id).all()
 
 
-def test_rows_come_in_batches(tasks: dict[str, cpu.Task]) -> None:
+def test_rows_come_in_batches(tasks: dict[str, Task]) -> None:
     task = tasks["text-classification"]
     batches = task.calibration_inputs(10, batch_size=4)
     assert [batch["input_ids"].shape[0] for batch in batches] == [4, 4, 2]
@@ -97,18 +97,18 @@ def test_rows_come_in_batches(tasks: dict[str, cpu.Task]) -> None:
         assert batch["attention_mask"].sum(dim=1).max() == batch["input_ids"].shape[1]
 
 
-def test_more_rows_than_there_are_gives_all(tasks: dict[str, cpu.Task]) -> None:
+def test_more_rows_than_there_are_gives_all(tasks: dict[str, Task]) -> None:
     task = tasks["text-classification"]
     rows = rows_of(task.calibration_inputs(10**6, batch_size=64))
     assert len(rows) == len(read_examples(task.name, "train"))
 
 
 @pytest.mark.parametrize("arguments", [{"count": 0}, {"count": -1}, {"batch_size": 0}])
-def test_sizes_that_are_not_positive_are_refused(tasks: dict[str, cpu.Task], arguments: dict[str, int]) -> None:
+def test_sizes_that_are_not_positive_are_refused(tasks: dict[str, Task], arguments: dict[str, int]) -> None:
     with pytest.raises(InputError, match="must be at least 1"):
         tasks["text-classification"].calibration_inputs(**arguments)
 
 
-def test_a_length_that_cuts_a_row_is_refused(tasks: dict[str, cpu.Task]) -> None:
+def test_a_length_that_cuts_a_row_is_refused(tasks: dict[str, Task]) -> None:
     with pytest.raises(InputError, match=r"length is 16, but a row has .* tokens"):
         tasks["question-answering"].calibration_inputs(4, length=16)

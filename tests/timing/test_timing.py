@@ -14,20 +14,10 @@ import numpy
 import pytest
 import torch
 
-from cpuinfer_helpers import (
-    InputError,
-    Roofline,
-    Speedup,
-    Timing,
-    Timings,
-    count_flops,
-    machine_report,
-    measure,
-    measure_interleaved,
-    roofline,
-)
+from cpuinfer_helpers import InputError, count_flops, machine_report, measure, measure_interleaved, roofline
 from cpuinfer_helpers.timing import measuring, results
 from cpuinfer_helpers.timing import roofline as roofline_module
+from cpuinfer_helpers.timing.results import Roofline, Speedup, Timing, Timings
 
 
 class FakeClock:
