@@ -1,4 +1,4 @@
-"""One test for each thing that the guide says, on small real models; the README shows the list.
+"""One test for each thing that the guide says, on small real models; docs/results.md has the list.
 
 That a traced program runs where there is no Python is in test_cpp.py, which compiles the program once for all tests.
 

@@ -1,4 +1,4 @@
-"""Every recipe and peer on BERT-base question answering: the tables that the README's figures come from.
+"""Every recipe and peer on BERT-base question answering: the tables that the figures in docs/results.md come from.
 
 `make bench` runs it. It takes about an hour on two cores; --recipes and --shapes make it shorter.
 """
