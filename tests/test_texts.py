@@ -17,7 +17,7 @@ TEXTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "cpuinfer_helpers").rglob("README.md")),
 ]
-TWO_SCREENS = 120
+TWO_SCREENS = 130
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Files of the repository, from its root, as they are named in running text; NN-name stands for any notebook.
 NAMED = re.compile(r"`((?:tests|tools|docs|notebooks|cpuinfer_helpers|\.ci)/[\w./-]+)`")
