@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
@@ -88,6 +89,19 @@ def test_a_text_names_only_what_is_public(path: Path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_uses_only_what_is_public(path: Path):
     assert used(notebook_source(path)) <= set(cpu.__all__)
+
+
+def test_code_beside_the_package_uses_only_what_is_public():
+    """Annotations too, which nothing evaluates."""
+    wrong = [
+        f"{path.relative_to(ROOT)}, line {node.lineno}: cpu.{node.attr}"
+        for folder in ("tests", "tools")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cpu"
+        if not node.attr.startswith("_") and node.attr not in cpu.__all__
+    ]
+    assert wrong == []
 
 
 def test_the_readme_shows_every_step_of_the_way():
