@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
-from cpuinfer_helpers.saving.plain import restore
 
 # What is warned of where the model's own Python code asks a traced tensor which way to go, before the place.
 BRANCH = "the example has decided a branch at"
@@ -111,19 +109,6 @@ class Receipt(Displayed):
     def to_dict(self) -> dict[str, Any]:
         """The receipt in types that JSON knows."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Receipt:
-        """The receipt that :meth:`to_dict` wrote.
-
-        Raises
-        ------
-        ValueError
-            If something in it has another type than it should; the message names the place.
-        """
-        # As JSON has them: lists. What an older version did not write gets its default.
-        given = json.loads(json.dumps({**cls({}, False).to_dict(), "requested": None, "script_module": None, **data}))
-        return restore(cls, given, "receipt")
 
     def table(self) -> Table:
         """Requested against observed, a row each."""

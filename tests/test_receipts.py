@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.saving.plain import read
 
 PASSED = Check("other batch size", "3 x 12", True, 1.5e-7, 1e-4)
 LEFT_OUT = Check("longer", "", None, note="the model takes no more than 62 tokens")
@@ -35,12 +36,12 @@ FALLBACK = Receipt(
 
 @pytest.mark.parametrize("receipt", [SUCCESS, FALLBACK, Receipt(requested={}, script_module=False)])
 def test_round_trip_through_json(receipt: Receipt) -> None:
-    assert Receipt.from_dict(json.loads(json.dumps(receipt.to_dict()))) == receipt
+    assert read(Receipt, json.loads(json.dumps(receipt.to_dict())), "receipt") == receipt
 
 
 def test_from_dict_takes_every_field() -> None:
     """A field that is lost on the way would come back as its default."""
-    restored = Receipt.from_dict(json.loads(json.dumps(SUCCESS.to_dict())))
+    restored = read(Receipt, json.loads(json.dumps(SUCCESS.to_dict())), "receipt")
     assert restored.checks == (PASSED, LEFT_OUT)
     assert isinstance(restored.checks[0], Check)
     assert restored.isa == ("AVX2", "AVX512")

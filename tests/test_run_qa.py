@@ -21,6 +21,7 @@ import torch
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers import run_qa
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.saving.plain import read
 from cpuinfer_helpers.tasks.data_files import DATA
 from cpuinfer_helpers.tasks.loading import checkpoint_directory
 from cpuinfer_helpers.tasks.squad.data import read_squad
@@ -84,7 +85,7 @@ def test_with_jit_answers_are_the_same_and_the_receipt_lies_beside_them(command,
     results = load(out, "eval_results.json")
     assert results["eval_f1"] == load(plain, "eval_results.json")["eval_f1"]
     assert results["eval_jit_traced"] is True and results["eval_jit_compilation_time"] > 0
-    receipt = Receipt.from_dict(load(out, "eval_receipt.json"))
+    receipt = read(Receipt, load(out, "eval_receipt.json"), "receipt", older=True)
     assert receipt.script_module and receipt.verified and receipt.requested["jit_mode_eval"]
     assert "ScriptModule" in printed.out and "compilation" in printed.out
 

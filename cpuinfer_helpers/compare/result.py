@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cpuinfer_helpers.compare import saved
 from cpuinfer_helpers.display import Displayed, Table, bar_chart, format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.processes.recipe_result import RecipeResult
@@ -157,9 +158,7 @@ class Comparison(Displayed):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything, environment included, as JSON; whole or not at all."""
-        from cpuinfer_helpers.compare.saved import save
-
-        save(self, path)
+        saved.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:
@@ -170,9 +169,7 @@ class Comparison(Displayed):
         ArtifactError
             If the file is missing, damaged or of another format.
         """
-        from cpuinfer_helpers.compare.saved import load
-
-        return load(path)
+        return saved.load(cls, path)
 
     def _all(self) -> tuple[RecipeResult, ...]:
         return tuple(self.rows.values())

@@ -6,17 +6,18 @@ import dataclasses
 import json
 import math
 import os
-from typing import Any
+from typing import Any, TypeVar
 
-from cpuinfer_helpers.compare.result import Comparison
 from cpuinfer_helpers.errors import ArtifactError
 from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.saving.folders import write_text
-from cpuinfer_helpers.saving.plain import as_plain, restore
+from cpuinfer_helpers.saving.plain import read, write
 from cpuinfer_helpers.saving.plain_json import read_plain_json
+
+Wanted = TypeVar("Wanted")
 
 _KIND = "cpuinfer comparison"
 _FORMAT_VERSION = 2
@@ -24,7 +25,7 @@ _FORMAT_VERSION = 2
 _WITHOUT_PARAMETERS = 1
 
 
-def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
+def save(comparison: Any, path: str | os.PathLike[str]) -> None:
     """Write a comparison; an older file of that name is replaced.
 
     Raises
@@ -40,17 +41,24 @@ def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
         raise ArtifactError(f"{target} cannot be written: {error}; make room there or give another path") from error
 
 
-def as_text(comparison: Comparison) -> str:
+def as_text(comparison: Any) -> str:
     """The JSON that :func:`save` writes."""
-    data = dataclasses.asdict(comparison)
+    data = write(comparison)
     for name, row in comparison.rows.items():
-        data["rows"][name]["status"] = str(row.status)
-    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **as_plain(data)}
+        data["rows"][name]["status"] = write(str(row.status))
+    data = {"kind": _KIND, "format_version": _FORMAT_VERSION, **data}
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
-def load(path: str | os.PathLike[str]) -> Comparison:
+def load(wanted: type[Wanted], path: str | os.PathLike[str]) -> Wanted:
     """Read a comparison that :func:`save` wrote.
+
+    Parameters
+    ----------
+    wanted
+        The class of comparisons.
+    path
+        The file.
 
     Raises
     ------
@@ -71,7 +79,7 @@ def load(path: str | os.PathLike[str]) -> Comparison:
         raise ArtifactError(f"{source} has format {version!r:.80}, this version reads {_FORMAT_VERSION}; save it again")
     try:
         _read_statuses(data.get("rows"))
-        comparison = restore(Comparison, data, "comparison")
+        comparison = read(wanted, data, "comparison")
         _check_rows(comparison)
     except (ValueError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{source} is damaged: {error}") from error
@@ -85,7 +93,7 @@ def _read_statuses(rows: Any) -> None:
             row["status"] = dataclasses.asdict(Status.from_text(row["status"]))
 
 
-def _check_rows(comparison: Comparison) -> None:
+def _check_rows(comparison: Any) -> None:
     if REFERENCE not in comparison.rows:
         raise ValueError(f"there is no row for {REFERENCE}")
     for name, row in comparison.rows.items():

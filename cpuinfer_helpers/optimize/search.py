@@ -24,6 +24,7 @@ from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.saving.plain import read
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -208,7 +209,7 @@ class Search:
                 return replace(row, status=_slower(candidate, best))
             self._stage(recipe, "verifying")
             seen = self._session.ask(child, "verify", tolerance=self.tolerance)
-            row = replace(row, receipt=Receipt.from_dict(seen["receipt"]))
+            row = replace(row, receipt=read(Receipt, seen["receipt"], "receipt", older=True))
             if seen["difference"]:
                 return replace(row, status=Status(Kind.FELL_BACK, seen["difference"]))
         self._stage(recipe, "comparing answers")

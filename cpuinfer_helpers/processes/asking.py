@@ -13,6 +13,7 @@ from cpuinfer_helpers.processes.session import Session
 from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status, failure
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe
+from cpuinfer_helpers.saving.plain import read
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -79,7 +80,7 @@ def prepare_in(session: Session, child: Child, **options: Any) -> Preparation:
         If the child ends.
     """
     done = session.ask(child, "prepare", **options)
-    receipt = Receipt.from_dict(done["receipt"])
+    receipt = read(Receipt, done["receipt"], "receipt", older=True)
     status = SUCCESSFUL if done["prepared"] else failure(Kind.FELL_BACK, receipt.reason)
     return Preparation(status, receipt, done["seconds"], done["example_calls"])
 

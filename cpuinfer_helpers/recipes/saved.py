@@ -22,7 +22,7 @@ from cpuinfer_helpers.recipes.base import Build, Recipe, Stored
 from cpuinfer_helpers.recipes.registry import get_recipe, list_recipes
 from cpuinfer_helpers.saving import manifest as manifests
 from cpuinfer_helpers.saving.folders import read_manifest
-from cpuinfer_helpers.saving.plain import check_fields
+from cpuinfer_helpers.saving.plain import check_fields, read
 from cpuinfer_helpers.saving.probe import PROBE_FILE, answers_of, inputs_of
 from cpuinfer_helpers.saving.tensors import read_named_tensors
 from cpuinfer_helpers.saving.weights import dtype_of, read_config
@@ -168,7 +168,7 @@ def read_parts(manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> Par
         inputs=inputs,
         spec=spec,
         dtypes=dtypes,
-        receipt=Receipt.from_dict(manifest["receipt"]),
+        receipt=read(Receipt, manifest["receipt"], "receipt", older=True),
         build=build,
         config=read_config(manifest["model"], folder),
         sizes=read_sizes(manifest, inputs.tensors),

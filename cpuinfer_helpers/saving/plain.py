@@ -1,4 +1,4 @@
-"""Dataclasses from JSON, with every type checked."""
+"""Dataclasses to JSON, and from it again with every type checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,24 @@ from cpuinfer_helpers.errors import printable
 SPECIAL_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
-def restore(wanted: Any, value: Any, where: str) -> Any:
+def write(value: Any) -> Any:
+    """A value as JSON can hold it: dataclasses as objects, numbers that it has not as words, texts without escapes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: write(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(
+            text for text, number in SPECIAL_NUMBERS.items() if number == value or (text == "NaN" and value != value)
+        )
+    if isinstance(value, str):
+        return printable(value, keep="\n\t")
+    if isinstance(value, Mapping):
+        return {str(key): write(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [write(entry) for entry in value]
+    return value
+
+
+def read(wanted: Any, value: Any, where: str, *, older: bool = False) -> Any:
     """A value of the wanted type from what JSON gave: dataclasses, tuples, mappings, numbers and texts.
 
     Parameters
@@ -26,6 +43,8 @@ def restore(wanted: Any, value: Any, where: str) -> Any:
         What stands in its place.
     where
         The place's name, for the message.
+    older
+        What is read may be of an older version: fields of the dataclass that have a default may be missing.
 
     Raises
     ------
@@ -33,17 +52,17 @@ def restore(wanted: Any, value: Any, where: str) -> Any:
         If the value, or a part of it, is of another type; the message names the place.
     """
     if dataclasses.is_dataclass(wanted):
-        return _restore_class(wanted, value, where)
+        return _read_class(wanted, value, where, older)
     if wanted is Any:
         return value
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else restore(arguments[0], value, where)
+        return None if value is None else read(arguments[0], value, where)
     if origin is tuple:
-        return _restore_tuple(arguments, value, where)
+        return _read_tuple(arguments, value, where)
     if origin is not None and issubclass(origin, Mapping):
         _expect(isinstance(value, dict), where, "an object", value)
-        return {key: restore(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+        return {key: read(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if wanted is float:
         value = SPECIAL_NUMBERS.get(value, value) if isinstance(value, str) else value
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
@@ -76,26 +95,30 @@ def check_fields(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
         # A field that newer versions write may be missing, and None may be what it says.
         if name in found or type(None) not in typing.get_args(hint):
             _expect(name in found, f"{where}.{name}", "there", "missing")
-            restore(hint, found[name], f"{where}.{name}")
+            read(hint, found[name], f"{where}.{name}")
 
 
-def _restore_class(wanted: type, value: Any, where: str) -> Any:
+def _read_class(wanted: type, value: Any, where: str, older: bool) -> Any:
     _expect(isinstance(value, dict), where, "an object", value)
     hints = typing.get_type_hints(wanted)
-    names = [field.name for field in dataclasses.fields(wanted)]
-    for name in names:
-        _expect(name in value, f"{where}.{name}", "there", "missing")
+    fields = {field.name: field for field in dataclasses.fields(wanted)}
+    for name, field in fields.items():
+        _expect(name in value or (older and _has_default(field)), f"{where}.{name}", "there", "missing")
     for name in value:
-        _expect(name in names, f"{where}.{name}", "a known field", "unknown")
-    return wanted(**{name: restore(hints[name], value[name], f"{where}.{name}") for name in names})
+        _expect(name in fields, f"{where}.{name}", "a known field", "unknown")
+    return wanted(**{name: read(hints[name], entry, f"{where}.{name}") for name, entry in value.items()})
 
 
-def _restore_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     _expect(isinstance(value, list), where, "a list", value)
     if arguments[-1] is Ellipsis:
-        return tuple(restore(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        return tuple(read(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     _expect(len(value) == len(arguments), where, f"a list of {len(arguments)}", value)
-    return tuple(restore(t, entry, f"{where}[{i}]") for i, (t, entry) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(read(t, entry, f"{where}[{i}]") for i, (t, entry) in enumerate(zip(arguments, value, strict=True)))
 
 
 def _expect(holds: bool, where: str, what: str, seen: Any) -> None:
@@ -108,18 +131,3 @@ def _shown(seen: Any) -> str:
         return f"{seen!r:.200}"
     except ValueError:  # Python does not write numbers of thousands of digits
         return f"a {type(seen).__name__}"
-
-
-def as_plain(value: Any) -> Any:
-    """A value as JSON can hold it: numbers that it has not as words, texts without control characters."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return next(
-            text for text, number in SPECIAL_NUMBERS.items() if number == value or (text == "NaN" and value != value)
-        )
-    if isinstance(value, str):
-        return printable(value, keep="\n\t")
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_plain(entry) for entry in value]
-    return value

@@ -16,6 +16,7 @@ from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec, builder
 from cpuinfer_helpers.receipts import Check, Receipt
 from cpuinfer_helpers.saving.folders import new_artifact
+from cpuinfer_helpers.saving.plain import read
 from cpuinfer_helpers.saving.probe import inputs_of, run_probe
 from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.tracing.traced import TracedModel
@@ -122,7 +123,9 @@ class TracedEachShape(EachShape, TracedModel):
             traces[tuple(trace.inputs[name].shape for name in manifest["inputs"])] = trace
         inputs = next(iter(traces.values())).inputs
         bound = BoundInputs({name: inputs[name] for name in manifest["inputs"]}, manifest["constants"])
-        return cls(traces=traces, make=None, inputs=bound, receipt=Receipt.from_dict(manifest["receipt"]))
+        return cls(
+            traces=traces, make=None, inputs=bound, receipt=read(Receipt, manifest["receipt"], "receipt", older=True)
+        )
 
     def _run_probe(self, folder: str) -> None:
         for _, trace in list(self._traces.values()):

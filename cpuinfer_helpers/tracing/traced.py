@@ -18,7 +18,7 @@ from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.saving import kinds
 from cpuinfer_helpers.saving import manifest as manifests
 from cpuinfer_helpers.saving.folders import MODULE_FILE, kind_of, new_artifact, read_manifest
-from cpuinfer_helpers.saving.plain import check_fields
+from cpuinfer_helpers.saving.plain import check_fields, read
 from cpuinfer_helpers.saving.probe import PROBE_FILE, inputs_of, run_probe, warn_of_other_versions
 from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, write_module, write_named_tensors
 from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes, read_sizes
@@ -194,7 +194,7 @@ class TracedModel(DropIn):
             model=None,
             inputs=BoundInputs(inputs, manifest["constants"]),
             spec=OutputSpec.from_dict(manifest["output"]),
-            receipt=Receipt.from_dict(manifest["receipt"]),
+            receipt=read(Receipt, manifest["receipt"], "receipt", older=True),
             probe=probe,
             sizes=read_sizes(manifest, inputs),
         )
