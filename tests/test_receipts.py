@@ -39,7 +39,7 @@ def test_round_trip_through_json(receipt: Receipt) -> None:
     assert read(Receipt, json.loads(json.dumps(receipt.to_dict())), "receipt") == receipt
 
 
-def test_from_dict_takes_every_field() -> None:
+def test_it_is_read_again_with_every_field() -> None:
     """A field that is lost on the way would come back as its default."""
     restored = read(Receipt, json.loads(json.dumps(SUCCESS.to_dict())), "receipt")
     assert restored.checks == (PASSED, LEFT_OUT)
@@ -98,3 +98,14 @@ def test_table_of_the_checks() -> None:
         ("longer", "", "left out", "", "", "the model takes no more than 62 tokens"),
         ("padding", "3 x 12", "DIFFERS", "2.5e-01", "1.0e-04", "call 2: start_logits differs"),
     )
+
+
+def test_what_an_older_version_did_not_write_gets_its_default() -> None:
+    written = json.loads(json.dumps(SUCCESS.to_dict()))
+    del written["evidence"]
+    assert read(Receipt, written, "receipt", older=True).evidence == {}
+    with pytest.raises(ValueError, match=r"receipt\.evidence should be there"):
+        read(Receipt, written, "receipt")
+    del written["requested"]
+    with pytest.raises(ValueError, match=r"receipt\.requested should be there"):
+        read(Receipt, written, "receipt", older=True)
