@@ -8,7 +8,7 @@ from typing import Any
 from cpuinfer_helpers.commands.shared import exit_code, names_of
 from cpuinfer_helpers.compare.compare import choose_recipes, choose_threads, compare
 from cpuinfer_helpers.compare.scores import calibration_of, score_recipes
-from cpuinfer_helpers.tasks import TASK_NAMES, Task, load_task
+from cpuinfer_helpers.tasks import Task, load_task, task_names
 
 _FAST_BUDGET_S = 2.0
 _FAST_EXAMPLES = 16
@@ -19,7 +19,7 @@ _AGREEMENT_ROWS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options of this command."""
-    parser.add_argument("--task", required=True, choices=TASK_NAMES, help="what to run")
+    parser.add_argument("--task", required=True, choices=task_names(), help="what to run")
     parser.add_argument("--recipes", help="names separated by commas; all unless given")
     parser.add_argument("--batch", type=int, default=1, help="rows of a call (default 1)")
     parser.add_argument("--length", type=int, default=384, help="tokens of a row (default 384)")

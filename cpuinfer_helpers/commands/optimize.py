@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from cpuinfer_helpers.commands.shared import exit_code, names_of
 from cpuinfer_helpers.compare.result import check_price
-from cpuinfer_helpers.compare.scores import calibration_of
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.optimize.model import KIND
 from cpuinfer_helpers.optimize.optimize import optimize
 from cpuinfer_helpers.recipes.base import PRECISIONS
 from cpuinfer_helpers.saving.folders import check_target
-from cpuinfer_helpers.tasks import Task
-from cpuinfer_helpers.tasks.models import MODEL_TASKS, LoadedModel, load_model
+from cpuinfer_helpers.tasks.batches import Model
+from cpuinfer_helpers.tasks.kinds.registry import kind_names
+from cpuinfer_helpers.tasks.models import LoadedModel, load_model
 
 _BUDGET_S = 120.0
 
@@ -24,13 +22,13 @@ _BUDGET_S = 120.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options of this command."""
     parser.add_argument("--model", required=True, help="a folder that save_pretrained wrote, or a name on the hub")
-    parser.add_argument("--task", required=True, choices=MODEL_TASKS, help="what the model does")
+    parser.add_argument("--task", required=True, choices=kind_names(), help="what the model does")
     parser.add_argument("--save", metavar="DIR", help="write the optimized model to this folder, for load_optimized")
     parser.add_argument("--precisions", default="fp32,bf16", help=f"some of {','.join(PRECISIONS)} (default fp32,bf16)")
     parser.add_argument("--recipes", help="names separated by commas; all unless given")
     parser.add_argument("--budget", type=float, default=_BUDGET_S, help=f"seconds for everything ({_BUDGET_S:g})")
     parser.add_argument("--tolerance", type=float, help="largest error, as a share of the largest answer")
-    parser.add_argument("--metric-examples", type=int, default=0, help="score so many of the task's own examples too")
+    parser.add_argument("--metric-examples", type=int, default=0, help="keep the metric on so many examples too")
     parser.add_argument("--batch", type=int, default=1, help="rows of a call (default 1)")
     parser.add_argument("--length", type=int, help="tokens or samples of a row (default 384 tokens, 16000 samples)")
     parser.add_argument("--price-per-hour", type=float, help="what an hour of this machine costs, for a cost table")
@@ -69,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         metric=_metric(loaded, options.metric_examples),
         budget_s=options.budget,
         recipes=recipes,
-        calibration=_calibration(loaded, precisions, options),
+        calibration=loaded.calibration_inputs() if "int8" in precisions else (),
         refresh=options.refresh,
     )
     print(optimized, flush=True)
@@ -82,25 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _TaskMetric:
-    """The task's main metric, in percent, on its first examples."""
-
-    task: Task
-    examples: int
-
-    def __call__(self, model: Callable[..., Any]) -> float:
-        metrics = self.task.evaluate(model, limit=self.examples).metrics
-        return metrics.get("f1", metrics.get("accuracy", 0.0))
-
-
-def _metric(loaded: LoadedModel, examples: int) -> _TaskMetric | None:
+def _metric(loaded: LoadedModel, examples: int) -> Callable[[Model], float] | None:
     if examples < 0:
         raise InputError(f"--metric-examples is {examples}; give at least 1, or 0 for no metric")
-    return _TaskMetric(loaded.as_task(), examples) if examples else None
-
-
-def _calibration(loaded: LoadedModel, precisions: list[str], options: argparse.Namespace) -> tuple[Any, ...]:
-    if "int8" not in precisions or loaded.tokenizer is None:
-        return ()
-    return calibration_of(loaded.as_task())
+    return loaded.metric(examples) if examples else None

@@ -13,8 +13,9 @@ from cpuinfer_helpers.machine.limits import check_threads
 from cpuinfer_helpers.machine.scratch import temporary_folder
 from cpuinfer_helpers.processes.once import run_once
 from cpuinfer_helpers.processes.status import Status
-from cpuinfer_helpers.tasks import TASK_NAMES, load_task
-from cpuinfer_helpers.tasks.kinds.text_classification import accuracy
+from cpuinfer_helpers.tasks import Task, load_task
+from cpuinfer_helpers.tasks.kinds.base import accuracy
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 from cpuinfer_helpers.tasks.rows import task_rows
 from cpuinfer_helpers.trainer.plan import FLAGS
 
@@ -150,8 +151,7 @@ def run_flows(
 
     if threads is not None:
         check_threads(threads)
-    if task not in TASK_NAMES:
-        raise InputError(f"unknown task {task!r}; choose from {', '.join(TASK_NAMES)}")
+    kind_with_data(task)
     for name, flags in flows.items():
         for flag in flags:
             if flag not in FLAGS_OF_FLOWS:
@@ -210,7 +210,7 @@ def evaluate_flow(job: Mapping[str, Any]) -> dict[str, Any]:
     return asdict(result)
 
 
-def _trainer(job: Mapping[str, Any], task: Any, folder: str) -> Any:
+def _trainer(job: Mapping[str, Any], task: Task, folder: str) -> Any:
     import transformers
 
     from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments
@@ -223,9 +223,7 @@ def _trainer(job: Mapping[str, Any], task: Any, folder: str) -> Any:
         "per_device_eval_batch_size": job["batch_size"],
     }
     padding = {"padding": "max_length", "max_length": job["pad_to"]} if job["pad_to"] else {}
-    of_tokens = task.name == "token-classification"
-    kind = transformers.DataCollatorForTokenClassification if of_tokens else transformers.DataCollatorWithPadding
-    collator = kind(task.tokenizer, **padding)
+    collator = getattr(transformers, task.kind.data.collator)(task.tokenizer, **padding)
     if "stock" not in job["flags"]:
         args = JitTrainingArguments(folder, **settings, **dict.fromkeys(flags, True))
         return JitTrainer(model=task.trained_model, args=args, data_collator=collator)

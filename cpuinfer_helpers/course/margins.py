@@ -10,7 +10,8 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks.kinds.base import Model
+from cpuinfer_helpers.tasks.batches import Model, run_rows
+from cpuinfer_helpers.tasks.kinds.question_answering import NAME, OUTPUTS, encode_questions
 from cpuinfer_helpers.tasks.squad import windows as qa
 from cpuinfer_helpers.tasks.squad.data import Question
 from cpuinfer_helpers.tasks.squad.windows import Answer
@@ -174,37 +175,18 @@ def answer_margins(
     InputError
         If the task is another one, or an argument cannot be used.
     """
-    if task.name != "question-answering":
-        raise InputError(f"answer_margins: this task is {task.name}; load_task('question-answering') has answers")
-    split = split or next(iter(task.datasets))
-    if split not in task.datasets:
-        raise InputError(f"split {split!r} is not part of this task; choose from {', '.join(task.datasets)}")
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise InputError(f"batch_size {batch_size} and limit {limit} must be at least 1")
-    questions = list(task.datasets[split])[:limit]
-    windows = qa.prepare_windows(questions, task.tokenizer)
-    logits = _logits(task, model or task.trained_model, windows, batch_size)
-    found = qa.best_answers(questions, windows, logits)
+    if task.name != NAME:
+        raise InputError(f"answer_margins: this task is {task.name}; load_task({NAME!r}) has answers")
+    split, questions = task.part(split, limit)
+    encoded = encode_questions(task.tokenizer, questions)
+    outputs = run_rows(model or task.trained_model, task.tokenizer, encoded.rows, OUTPUTS, batch_size)
+    logits = tuple(
+        (start[: len(window.offsets)].float(), end[: len(window.offsets)].float())
+        for window, (start, end) in zip(encoded.places, outputs, strict=True)
+    )
+    found = qa.best_answers(questions, encoded.places, logits)
     rows = tuple(AnswerMargin(q, _one_for_each_text(some)) for q, some in zip(questions, found, strict=True))
-    return AnswerMargins(rows, tuple(logits), split)
-
-
-def _logits(
-    task: Task, model: Model, windows: Sequence[qa.Window], batch_size: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    from tqdm.auto import tqdm
-    from transformers import DataCollatorWithPadding
-
-    pad = DataCollatorWithPadding(task.tokenizer)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for start in tqdm(range(0, len(windows), batch_size), desc="answering", unit="batch", leave=False, delay=2.0):
-        batch = windows[start : start + batch_size]
-        with torch.no_grad():
-            output = model(**pad([window.inputs for window in batch]))
-        for row, window in enumerate(batch):
-            length = len(window.offsets)
-            found.append(tuple(output[name][row, :length].float() for name in ("start_logits", "end_logits")))
-    return found
+    return AnswerMargins(rows, logits, split)
 
 
 def _one_for_each_text(candidates: Sequence[Answer]) -> tuple[Answer, ...]:

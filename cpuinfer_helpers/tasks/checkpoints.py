@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from cpuinfer_helpers.saving.attention_names import unknown_attention
 
 # As many tensors are named; of a checkpoint of another model, all are missing.
 _NAMED = 3
+# The class that loads models without a head.
+_BARE = "AutoModel"
 
 
 def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
@@ -50,6 +53,19 @@ def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
     return tokenizer
 
 
+def load_processor(class_name: str, name: str | os.PathLike[str], **options: Any) -> Any:
+    """What makes a model's inputs, without running code that may lie beside it; see :func:`load_config`.
+
+    ``class_name`` is ``AutoTokenizer``, for which see :func:`load_tokenizer`, ``AutoImageProcessor`` or
+    ``AutoFeatureExtractor``.
+    """
+    import transformers
+
+    if class_name == "AutoTokenizer":
+        return load_tokenizer(name, **options)
+    return _without_own_code(getattr(transformers, class_name).from_pretrained, name, options)
+
+
 def load_weights(auto_class: str, name: str | os.PathLike[str], **options: Any) -> torch.nn.Module:
     """A model with all of its weights, in evaluation mode and FP32, without running code that may lie beside them.
 
@@ -75,7 +91,10 @@ def load_weights(auto_class: str, name: str | os.PathLike[str], **options: Any) 
 
     _refuse_attention_in(name)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, found = _without_own_code(getattr(transformers, auto_class).from_pretrained, name, options)
+    load = getattr(transformers, auto_class).from_pretrained
+    model, found = _without_own_code(load, name, options)
+    if auto_class == _BARE and _lacks_only_the_pooler(model, found["missing_keys"]):
+        model, found = _without_own_code(load, name, {**options, "add_pooling_layer": False})
     others = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
     for keys, what in ((found["missing_keys"], "has no weights for"), (others, "has other shapes for")):
         if keys:
@@ -87,8 +106,16 @@ def load_weights(auto_class: str, name: str | os.PathLike[str], **options: Any) 
     return model.float().eval()
 
 
+def _lacks_only_the_pooler(model: torch.nn.Module, missing: Collection[str]) -> bool:
+    """Whether a model was saved with a head that has no use for the pooler, which it can be made without."""
+    only = bool(missing) and all(key.startswith("pooler.") for key in missing)
+    return only and "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+
+
 def _task_of(auto_class: str) -> str:
     """``AutoModelForQuestionAnswering``: question answering."""
+    if auto_class == _BARE:
+        return "feature extraction"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.removeprefix("AutoModelFor")).lower()
 
 

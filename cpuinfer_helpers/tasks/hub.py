@@ -24,6 +24,7 @@ _PROBE_VALID_SECONDS = 60.0
 _MODEL_FILES = (
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",

@@ -4,85 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers.errors import ArtifactError, InputError, first_line
+from cpuinfer_helpers.errors import ArtifactError, first_line
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.saving.folders import sha256
 from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.data_files import DATA
-from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText, read_texts
-from cpuinfer_helpers.tasks.kinds.token_classification import TaggedSentence, read_sentences
-from cpuinfer_helpers.tasks.squad.data import parse_squad, read_squad
-from cpuinfer_helpers.tasks.task import Example, Task
+from cpuinfer_helpers.tasks.kinds.base import TaskKind
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
+from cpuinfer_helpers.tasks.task import Task
 
 logger = logging.getLogger("cpuinfer_helpers")
 # Rows of a hub data set that a task keeps: enough for a stable score, few enough for a laptop.
 _HUB_ROWS = 1000
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where one task's parts come from."""
-
-    auto_class: str
-    model_class: str
-    repository: str
-    dataset: hub.DatasetFile
-    read_rows: Callable[[Sequence[Mapping[str, Any]]], list[Example]]
-    read_file: Callable[[Path], Sequence[Example]]
-
-
-def _squad_rows(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    return list(parse_squad(list(rows), "the squad data set"))
-
-
-def _sst2_rows(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    return [LabelledText(row["sentence"], ("NEGATIVE", "POSITIVE")[row["label"]]) for row in rows]
-
-
-# The order in which CoNLL-2003 on the hub numbers its tags.
-_CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
-
-
-def _conll_rows(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    return [TaggedSentence(tuple(row["tokens"]), tuple(_CONLL_TAGS[n] for n in row["ner_tags"])) for row in rows]
-
-
-_SOURCES = {
-    "question-answering": _Source(
-        "AutoModelForQuestionAnswering",
-        "BertForQuestionAnswering",
-        "csarron/bert-base-uncased-squad-v1",
-        hub.DatasetFile("rajpurkar/squad", "plain_text/validation-00000-of-00001.parquet"),
-        _squad_rows,
-        read_squad,
-    ),
-    "text-classification": _Source(
-        "AutoModelForSequenceClassification",
-        "BertForSequenceClassification",
-        "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
-        hub.DatasetFile("stanfordnlp/sst2", "data/validation-00000-of-00001.parquet"),
-        _sst2_rows,
-        read_texts,
-    ),
-    "token-classification": _Source(
-        "AutoModelForTokenClassification",
-        "BertForTokenClassification",
-        "dslim/bert-base-NER",
-        hub.DatasetFile("eriktks/conll2003", "conll2003/validation/0000.parquet", "refs/convert/parquet"),
-        _conll_rows,
-        read_sentences,
-    ),
-}
-TASK_NAMES = tuple(_SOURCES)
 
 
 def load_task(name: str) -> Task:
@@ -107,23 +47,17 @@ def load_task(name: str) -> Task:
     Raises
     ------
     InputError
-        For an unknown name.
+        For an unknown name, or that of a kind of task for which there is no data.
     """
-    if not isinstance(name, str) or name not in _SOURCES:
-        raise InputError(f"unknown task {name!r}; choose from {', '.join(TASK_NAMES)}")
+    kind = kind_with_data(name)
     unavailable = hub.hub_unavailable()
     try:
-        return _from_hub(name)
+        return _from_hub(kind)
     except Exception as error:  # a hub can fail in any phase, each library with errors of its own
         reason = _why_offline(unavailable, error)
         level = logging.INFO if reason == unavailable else logging.WARNING
         logger.log(level, "%s: going offline, because %s", name, reason)
-    return _offline(name, reason)
-
-
-def read_examples(name: str, part: str) -> Sequence[Example]:
-    """The examples of a shipped data file: ``train``, ``heldout`` or ``prose`` of a task."""
-    return _SOURCES[name].read_file(DATA / f"{name}-{part}.json")
+    return _offline(kind, reason)
 
 
 def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Path:
@@ -151,38 +85,37 @@ def checkpoint_directory(name: str, shipped: Path = DATA / "checkpoints") -> Pat
     return shipped / name
 
 
-def _from_hub(name: str) -> Task:
-    source = _SOURCES[name]
+def _from_hub(kind: TaskKind) -> Task:
+    source = kind.data.source
 
     def load(folder: Path) -> tuple[torch.nn.Module, Any]:
-        return load_weights(source.auto_class, folder), load_tokenizer(folder)
+        return load_weights(kind.auto_class, folder), load_tokenizer(folder)
 
-    model, tokenizer = hub.load_or_download_again(source.repository, load)
-    examples = source.read_rows(hub.fetch_rows(source.dataset, _HUB_ROWS))
-    origin = f"hub: {source.repository}, {source.dataset.repository} (first {len(examples)} of its validation part)"
-    return Task(name, model, model, tokenizer, {"validation": examples}, origin)
+    model, tokenizer = hub.load_or_download_again(source.model, load)
+    examples = source.read(hub.fetch_rows(source.dataset, _HUB_ROWS))
+    origin = f"hub: {source.model}, {source.dataset.repository} (first {len(examples)} of its validation part)"
+    return Task(kind.name, model, model, tokenizer, {"validation": examples}, origin)
 
 
-def _offline(name: str, reason: str) -> Task:
-    source = _SOURCES[name]
-    folder = checkpoint_directory(name)
-    trained, tokenizer = load_weights(source.auto_class, folder), load_tokenizer(folder)
-    datasets = {part: read_examples(name, part) for part in ("heldout", "prose")}
+def _offline(kind: TaskKind, reason: str) -> Task:
+    folder = checkpoint_directory(kind.name)
+    trained, tokenizer = load_weights(kind.auto_class, folder), load_tokenizer(folder)
+    datasets = {part: kind.data.examples(part) for part in ("heldout", "prose")}
     origin = (
         "offline: BERT-base geometry with fixed random weights for timing, a small trained checkpoint for accuracy "
         f"({reason})"
     )
-    return Task(name, _bert_base(source.model_class, trained.config), trained, tokenizer, datasets, origin)
+    return Task(kind.name, _bert_base(kind.auto_class, trained.config), trained, tokenizer, datasets, origin)
 
 
-def _bert_base(class_name: str, trained_config: Any) -> torch.nn.Module:
+def _bert_base(auto_class: str, trained_config: Any) -> torch.nn.Module:
     """BERT-base as its configuration's defaults have it (12 layers, 768 wide), the same random weights every time."""
     import transformers
 
     labels = {"id2label": trained_config.id2label, "label2id": trained_config.label2id}
     with switches.random_state_kept():
         torch.manual_seed(_SEED)
-        return getattr(transformers, class_name)(transformers.BertConfig(**labels)).eval()
+        return getattr(transformers, auto_class).from_config(transformers.BertConfig(**labels)).eval()
 
 
 def _damage(shipped: Path, name: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,24 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table, format_bytes
 from cpuinfer_helpers.errors import DataError, InputError, first_line
+from cpuinfer_helpers.interface.inputs import argument_names
 from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.tasks import hub
-from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
-from cpuinfer_helpers.tasks.loading import TASK_NAMES, load_task, read_examples
+from cpuinfer_helpers.tasks.batches import Model, padded_batches, rows_of
+from cpuinfer_helpers.tasks.checkpoints import load_processor, load_weights
+from cpuinfer_helpers.tasks.kinds.base import TaskKind
+from cpuinfer_helpers.tasks.kinds.registry import get_kind, kind_names, kinds, task_names
+from cpuinfer_helpers.tasks.loading import load_task
 from cpuinfer_helpers.tasks.task import Task
+from cpuinfer_helpers.tasks.texts import longest_row
 
-_AUTO_CLASSES = {
-    "question-answering": "AutoModelForQuestionAnswering",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "image-classification": "AutoModelForImageClassification",
-    "audio-classification": "AutoModelForAudioClassification",
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+# What a processor is called, and what inputs are made of without one.
+_INSTEAD = {
+    "AutoTokenizer": ("tokenizer", "random tokens"),
+    "AutoImageProcessor": ("image processor", "random numbers, which cost the same time"),
+    "AutoFeatureExtractor": ("feature extractor", "random numbers, which cost the same time"),
 }
-MODEL_TASKS = tuple(_AUTO_CLASSES)
-# Where transformers lists the classes of each task.
-_CLASS_LISTS = {
-    "question-answering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
-    "text-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "token-classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-    "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    "audio-classification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
-}
-_LENGTH = 384
-# One second at the rate that nearly all speech models are trained for.
-_SAMPLES = 16_000
-_SEED = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,14 +42,17 @@ class LoadedModel(Displayed):
     model
         In evaluation mode, FP32.
     task
-        One of ``question-answering``, ``text-classification``, ``token-classification``, ``image-classification`` and
-        ``audio-classification``.
+        What it is for: ``question-answering``, ``text-classification``, ``token-classification``,
+        ``audio-classification``, ``feature-extraction``, ``fill-mask``, ``image-classification`` or
+        ``sentence-similarity``.
     tokenizer
         Its tokenizer; None where there is none, and for images and audio.
     origin
         The folder or the hub's name; for a task's own model what the task says.
     notes
         What a user should know of its inputs.
+    processor
+        Its image processor or feature extractor, for images and audio; None where there is none, and for texts.
     """
 
     model: torch.nn.Module
@@ -65,6 +60,12 @@ class LoadedModel(Displayed):
     tokenizer: Any
     origin: str
     notes: tuple[str, ...] = ()
+    processor: Any = None
+
+    @property
+    def kind(self) -> TaskKind:
+        """How models for this task are loaded and run."""
+        return get_kind(self.task)
 
     def inputs(self, batch_size: int = 1, length: int | None = None) -> dict[str, torch.Tensor]:
         """Example inputs of the shape that the model is to be fast at.
@@ -75,13 +76,14 @@ class LoadedModel(Displayed):
             Rows.
         length
             Tokens of a row, or samples of audio; unless given, 384 tokens (fewer if the model takes no more) or 16 000
-            samples. Images have the size that the model's configuration names.
+            samples. Images have the size that the processor makes, or the model's configuration names.
 
         Returns
         -------
         dict of str to Tensor
-            Text: int64 token ids and mask of shape (batch, length), of the task's own texts where there is a tokenizer.
-            Images and audio: normally distributed numbers from a fixed seed, which cost the same time as real ones.
+            Text: int64 token ids and mask of shape (batch, length), of the task's own texts, or of shipped ones, where
+            there is a tokenizer. Images and audio: random pixels and noise from a fixed seed, as the processor makes
+            them, or where there is none normally distributed numbers; they cost the same time as real ones.
 
         Raises
         ------
@@ -90,12 +92,8 @@ class LoadedModel(Displayed):
         """
         if batch_size < 1 or (length is not None and length < 1):
             raise InputError(f"batch_size {batch_size} and length {length} must be at least 1")
-        if self.task in TASK_NAMES:
-            length = length or min(_LENGTH, _longest(self.model.config))
-            return self._own_inputs(self._text(batch_size, length))
-        shape = _shape_of(self.model, length)
-        values = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(_SEED))
-        return {self.model.main_input_name: values}
+        processor = self.tokenizer if self.kind.reads_texts else self.processor
+        return self._own_inputs(self.kind.inputs(self.kind, self.model, processor, batch_size, length))
 
     def as_task(self) -> Task:
         """The task's own offline data with this model: for its metric, and rows to calibrate with.
@@ -103,12 +101,64 @@ class LoadedModel(Displayed):
         Raises
         ------
         InputError
-            For images, audio, and models without a tokenizer.
+            For kinds of tasks that have none, and models without a tokenizer.
         """
-        if self.task not in TASK_NAMES or self.tokenizer is None:
+        data = self.kind.data
+        if data is None or self.tokenizer is None:
             raise InputError(f"there is no data for {self.task} with this model; give a metric of your own")
-        datasets = {"heldout": read_examples(self.task, "heldout")}
-        return Task(self.task, self.model, self.model, self.tokenizer, datasets, self.origin)
+        return Task(
+            self.task, self.model, self.model, self.tokenizer, {"heldout": data.examples("heldout")}, self.origin
+        )
+
+    def metric(self, examples: int) -> Callable[[Model], float]:
+        """What tells whether a prepared model's answers are still right, for :func:`~cpuinfer_helpers.optimize`.
+
+        Parameters
+        ----------
+        examples
+            On so many examples, the first ones.
+
+        Returns
+        -------
+        callable
+            Takes a model that is called with keyword inputs, and returns percent, more is better: the task's main
+            metric on its own data, or, where answers are vectors, the mean cosine between a model's and this one's.
+
+        Raises
+        ------
+        InputError
+            If there is neither, there is no tokenizer, or ``examples`` is not positive.
+        """
+        if examples < 1:
+            raise InputError(f"examples is {examples}; give at least 1")
+        if self.kind.vectors is None or self.tokenizer is None:
+            return TaskMetric(self.as_task(), examples)
+        return VectorMetric.of(self, examples)
+
+    def calibration_inputs(self, count: int = 32) -> list[dict[str, torch.Tensor]]:
+        """Rows of a training part that is never scored, to calibrate a quantised model with; none without a tokenizer.
+
+        Parameters
+        ----------
+        count
+            As for :meth:`Task.calibration_inputs`.
+
+        Returns
+        -------
+        list of dict of str to Tensor
+            One row each.
+        """
+        if self.tokenizer is None:
+            return []
+        if self.kind.data is not None:
+            return self.as_task().calibration_inputs(count)
+        return [self._own_inputs(batch) for batch in self.text_batches("train", count, batch_size=1)]
+
+    def text_batches(self, part: str, count: int, batch_size: int = 8) -> list[dict[str, torch.Tensor]]:
+        """The first texts of a part of the data, each cut to what the model takes, padded to the longest of a batch."""
+        texts = [text for _, text in self.kind.texts(part)[:count]]
+        encoded = self.tokenizer(texts, truncation=True, max_length=longest_row(self.tokenizer))
+        return list(padded_batches(self.tokenizer, rows_of(self.tokenizer, encoded), batch_size, None, "length"))
 
     def table(self) -> Table:
         """Class, origin and size."""
@@ -122,19 +172,56 @@ class LoadedModel(Displayed):
         )
         return Table(("model", "seen"), rows, note=" ".join(self.notes))
 
-    def _text(self, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-        if self.tokenizer is not None:
-            return self.as_task().inputs(batch_size, length)
-        generator = torch.Generator().manual_seed(_SEED)
-        ids = torch.randint(0, self.model.config.vocab_size, (batch_size, length), generator=generator)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def _own_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _own_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Without what this model does not take, such as segments for those without them."""
-        from cpuinfer_helpers.interface.inputs import argument_names
-
         known = argument_names(self.model)
         return {name: tensor for name, tensor in inputs.items() if name in known}
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """The task's main metric, in percent, on its first examples."""
+
+    task: Task
+    examples: int
+
+    def __call__(self, model: Model) -> float:
+        """Score a model."""
+        return self.task.evaluate(model, limit=self.examples).metrics[self.task.kind.data.metric]
+
+
+@dataclass(frozen=True)
+class VectorMetric:
+    """The mean cosine, in percent, of a model's vectors with those of the model that was loaded."""
+
+    task: str
+    # As the tokenizer makes them; the names of those that the model takes.
+    batches: tuple[dict[str, torch.Tensor], ...]
+    names: tuple[str, ...]
+    wanted: torch.Tensor
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, examples: int) -> VectorMetric:
+        """For a loaded model, on so many texts."""
+        batches = tuple(loaded.text_batches("heldout", examples))
+        names = tuple(name for name in batches[0] if name in argument_names(loaded.model))
+        return cls(loaded.task, batches, names, _vectors(loaded.kind, loaded.model, batches, names))
+
+    def __call__(self, model: Model) -> float:
+        """Compare a model."""
+        seen = _vectors(get_kind(self.task), model, self.batches, self.names)
+        return 100.0 * torch.nn.functional.cosine_similarity(seen, self.wanted, dim=-1).mean().item()
+
+
+def _vectors(
+    kind: TaskKind, model: Model, batches: tuple[dict[str, torch.Tensor], ...], names: tuple[str, ...]
+) -> torch.Tensor:
+    found = []
+    for batch in batches:
+        with torch.no_grad():
+            outputs = model(**{name: batch[name] for name in names})
+        found.append(kind.vectors(outputs, batch).float())
+    return torch.cat(found)
 
 
 def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) -> LoadedModel:
@@ -148,8 +235,9 @@ def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) ->
         A folder that ``save_pretrained`` wrote, or owner and name on the hub; or the name of a task of
         :func:`~cpuinfer_helpers.load_task`, for the model that is timed there (a folder of that name: ``./name``).
     task
-        ``question-answering``, ``text-classification``, ``token-classification``, ``image-classification`` or
-        ``audio-classification``; what the model's configuration says it was saved for unless given.
+        ``question-answering``, ``text-classification``, ``token-classification``, ``audio-classification``,
+        ``feature-extraction``, ``fill-mask``, ``image-classification`` or ``sentence-similarity``; what the model's
+        configuration says it was saved for unless given. Models without a head, for features or similarity, do not say.
 
     Returns
     -------
@@ -163,10 +251,10 @@ def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) ->
     DataError
         If the model cannot be read, or the hub does not have it or does not answer.
     """
-    if task is not None and task not in _AUTO_CLASSES:
-        raise InputError(f"unknown task {task!r}; choose from {', '.join(MODEL_TASKS)}")
+    if task is not None:
+        get_kind(task)
     folder = given_path(name_or_path, "name_or_path")
-    if name_or_path in TASK_NAMES:
+    if name_or_path in task_names():
         return _of_task(str(name_or_path), task)
     name = os.fspath(name_or_path)
     try:
@@ -192,77 +280,38 @@ def _of_task(name: str, task: str | None) -> LoadedModel:
 
 
 def _read(folder: Path, task: str | None, origin: str) -> LoadedModel:
-    task = task or _saved_for(folder, origin)
-    model = load_weights(_AUTO_CLASSES[task], folder, local_files_only=True)
-    if task not in TASK_NAMES:
-        return LoadedModel(model, task, None, origin, ("Inputs are random numbers, which cost the same time.",))
+    kind = get_kind(task) if task else _saved_for(folder, origin)
+    model = load_weights(kind.auto_class, folder, local_files_only=True)
+    processor, note = _processor(kind, folder)
+    notes = (note,) if note else ()
+    if kind.reads_texts:
+        return LoadedModel(model, kind.name, processor, origin, notes)
+    return LoadedModel(model, kind.name, None, origin, notes, processor)
+
+
+def _processor(kind: TaskKind, folder: Path) -> tuple[Any, str]:
+    """What makes inputs, or None and a sentence about what they are instead."""
+    what, instead = _INSTEAD[kind.processor]
+    nothing = f"No {what}, so inputs are {instead}."
+    if not kind.reads_texts and not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        return None, nothing
     try:
-        tokenizer = load_tokenizer(folder, local_files_only=True)
+        processor = load_processor(kind.processor, folder, local_files_only=True)
     except InputError:
         raise
-    except Exception as error:  # each tokenizer reads files of its own, and says in its own way that they are missing
-        note = f"No tokenizer ({first_line(error)}), so inputs are random tokens."
-        return LoadedModel(model, task, None, origin, (note,))
+    except Exception as error:  # each reads files of its own, and says in its own way that they are missing
+        return None, f"No {what} ({first_line(error)}), so inputs are {instead}."
     # Without any files, transformers 5 makes one that knows no words.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        return LoadedModel(model, task, None, origin, ("No tokenizer, so inputs are random tokens.",))
-    return LoadedModel(model, task, tokenizer, origin)
+    if kind.reads_texts and len(processor) <= len(processor.all_special_tokens):
+        return None, nothing
+    return processor, ""
 
 
-def _saved_for(folder: Path, origin: str) -> str:
-    """The task of the class that wrote the configuration."""
-    from transformers.models.auto import modeling_auto
-
+def _saved_for(folder: Path, origin: str) -> TaskKind:
+    """The only kind of task that the class which wrote the configuration is for."""
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
-    for task, list_name in _CLASS_LISTS.items():
-        listed = getattr(modeling_auto, list_name).values()
-        names = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
-        if names & set(saved):
-            return task
+    told = [kind for kind in kinds() if kind.is_told_by(saved)]
+    if len(told) == 1:
+        return told[0]
     said = f"it was saved as {', '.join(saved)}" if saved else "its configuration names no class"
-    raise InputError(f"{origin}: {said}, which tells no task; give task, one of {', '.join(MODEL_TASKS)}")
-
-
-def _longest(config: Any) -> int:
-    longest = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and its kin number positions from two.
-    return longest - 2 if isinstance(longest, int) and longest > 2 else _LENGTH
-
-
-def _shape_of(model: torch.nn.Module, length: int | None) -> tuple[int, ...]:
-    """Shape of one row of the main input, from the configuration."""
-    makers: dict[str, Callable[[Any, int | None], tuple[int, ...] | None]] = {
-        "pixel_values": _image_shape,
-        "input_values": _audio_shape,
-        "input_features": _features_shape,
-    }
-    maker = makers.get(model.main_input_name)
-    shape = maker(model.config, length) if maker else None
-    if shape is None:
-        raise InputError(
-            f"the shape of {model.main_input_name!r} cannot be told from the configuration of {type(model).__name__}; "
-            "make the example inputs yourself"
-        )
-    return shape
-
-
-def _image_shape(config: Any, length: int | None) -> tuple[int, ...]:
-    size = getattr(config, "image_size", None) or 224
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return (getattr(config, "num_channels", 3), height, width)
-
-
-def _audio_shape(config: Any, length: int | None) -> tuple[int, ...]:
-    # The audio spectrogram transformer calls its spectrogram input_values too.
-    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
-        return (config.max_length, config.num_mel_bins)
-    return (length or _SAMPLES,)
-
-
-def _features_shape(config: Any, length: int | None) -> tuple[int, ...] | None:
-    if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
-        return (config.num_mel_bins, 2 * config.max_source_positions)
-    if hasattr(config, "feature_projection_input_dim"):
-        # Two frames of 10 ms are stacked to one.
-        return (max(1, (length or _SAMPLES) // 320), config.feature_projection_input_dim)
-    return None
+    raise InputError(f"{origin}: {said}, which tells no task; give task, one of {', '.join(kind_names())}")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 
-from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks.kinds import text_classification, token_classification
-from cpuinfer_helpers.tasks.kinds.text_classification import encode_texts
-from cpuinfer_helpers.tasks.kinds.token_classification import encode_sentences
-from cpuinfer_helpers.tasks.squad import windows as qa
-from cpuinfer_helpers.tasks.squad.answers import find_answers
-from cpuinfer_helpers.tasks.task import Example, Score, Task
-
-# What cross-entropy leaves out.
-_NO_LABEL = -100
+from cpuinfer_helpers.tasks.kinds.base import Encoded
+from cpuinfer_helpers.tasks.task import Score, Task
 
 
 @dataclass(frozen=True)
@@ -28,20 +20,21 @@ class TaskRows:
     ----------
     rows
         What a Trainer evaluates: lists of token ids, not padded, and ``labels`` except for question answering.
-    split, origin, task
-        As in a :class:`~cpuinfer_helpers.tasks.Score`.
+    task
+        Whose rows they are.
+    split
+        Which part of its data.
     examples
         The questions, texts or sentences.
-    read
-        Turns a Trainer's predictions into answers and metrics.
+    encoded
+        Those, as the model takes them.
     """
 
     rows: list[dict[str, Any]]
-    task: str
+    task: Task
     split: str
-    origin: str
-    examples: Sequence[Example]
-    read: Callable[[Any], tuple[list[Any], dict[str, float]]]
+    examples: Sequence[Any]
+    encoded: Encoded
 
     def score(self, predictions: Any, seconds: float = 0.0) -> Score:
         """Score what ``trainer.predict(rows).predictions`` holds.
@@ -53,9 +46,12 @@ class TaskRows:
         seconds
             How long it took, for the score.
         """
-        logits = predictions if isinstance(predictions, tuple) else (predictions,)
-        answers, metrics = self.read(logits)
-        return Score(self.task, self.split, self.origin, metrics, len(self.examples), tuple(answers), seconds)
+        arrays = predictions if isinstance(predictions, tuple) else (predictions,)
+        data = self.task.kind.data
+        tensors = [torch.from_numpy(array) for array in arrays[: len(data.outputs)]]
+        answers = data.decode(self.encoded, self.examples, list(zip(*tensors, strict=True)), self.task.labels)
+        metrics = data.score(self.examples, answers)
+        return Score(self.task.name, self.split, self.task.origin, metrics, len(self.examples), tuple(answers), seconds)
 
     def compute_metrics(self, evaluated: Any) -> dict[str, float]:
         """The metrics, for ``Trainer(compute_metrics=...)``; a Trainer calls it only for rows with labels."""
@@ -68,7 +64,7 @@ def task_rows(task: Task, *, split: str | None = None, limit: int | None = None)
     Parameters
     ----------
     task
-        Any of the three.
+        Any task.
     split
         Which part of the data; the default one unless given.
     limit
@@ -81,79 +77,16 @@ def task_rows(task: Task, *, split: str | None = None, limit: int | None = None)
     Raises
     ------
     InputError
-        For an unknown split.
+        For an unknown split, or a limit that is not positive.
     """
-    split = split or next(iter(task.datasets))
-    if split not in task.datasets:
-        raise InputError(f"split {split!r} is not part of this task; choose from {', '.join(task.datasets)}")
-    examples = list(task.datasets[split])[:limit]
-    rows, read = _MAKERS[task.name](task, examples)
-    return TaskRows(rows, task.name, split, task.origin, examples, read)
+    split, examples = task.part(split, limit)
+    encoded = task.kind.data.encode(task.tokenizer, examples)
+    return TaskRows(_labelled(task, encoded, examples), task, split, examples, encoded)
 
 
-def _question_rows(task: Task, questions: list[Any]) -> tuple[list[dict[str, Any]], Any]:
-    windows = qa.prepare_windows(questions, task.tokenizer)
-
-    def read(logits: tuple[np.ndarray, ...]) -> tuple[list[Any], dict[str, float]]:
-        texts = find_answers(questions, windows, *logits[:2]).texts
-        answers = [texts[question.id] for question in questions]
-        return answers, qa.score_answers(questions, answers)
-
-    return [dict(window.inputs) for window in windows], read
-
-
-def _text_rows(task: Task, texts: list[Any]) -> tuple[list[dict[str, Any]], Any]:
-    encoded = encode_texts(task.tokenizer, texts)
-    names = task.trained_model.config.id2label
-    numbers = {label: int(number) for number, label in names.items()}
-    rows = [{**_inputs(task, encoded, i), "labels": numbers[text.label]} for i, text in enumerate(texts)]
-
-    def read(logits: tuple[np.ndarray, ...]) -> tuple[list[Any], dict[str, float]]:
-        labels = [names[number] for number in logits[0].argmax(axis=-1).tolist()]
-        return labels, {"accuracy": text_classification.accuracy([text.label for text in texts], labels)}
-
-    return rows, read
-
-
-def _sentence_rows(task: Task, sentences: list[Any]) -> tuple[list[dict[str, Any]], Any]:
-    encoded = encode_sentences(task.tokenizer, sentences)
-    names = task.trained_model.config.id2label
-    firsts = [token_classification.first_tokens(encoded, i) for i in range(len(sentences))]
-    rows = []
-    for i, sentence in enumerate(sentences):
-        row = _inputs(task, encoded, i)
-        rows.append({**row, "labels": _tag_numbers(names, sentence, firsts[i], len(row["input_ids"]))})
-
-    def read(logits: tuple[np.ndarray, ...]) -> tuple[list[Any], dict[str, float]]:
-        best = logits[0].argmax(axis=-1)
-        predicted = [_tags(names, sentences[i], firsts[i], best[i]) for i in range(len(sentences))]
-        return predicted, token_classification.entity_f1([sentence.tags for sentence in sentences], predicted)
-
-    return rows, read
-
-
-def _tag_numbers(names: Mapping[int, str], sentence: Any, first: Mapping[int, int], length: int) -> list[int]:
-    """The number of each word's tag at its first token; other tokens have none."""
-    numbers = {label: int(number) for number, label in names.items()}
-    labels = [_NO_LABEL] * length
-    for word, position in first.items():
-        labels[position] = numbers[sentence.tags[word]]
-    return labels
-
-
-def _tags(names: Mapping[int, str], sentence: Any, first: Mapping[int, int], best: np.ndarray) -> tuple[str, ...]:
-    tags = ["O"] * len(sentence.words)
-    for word, position in first.items():
-        tags[word] = names[int(best[position])]
-    return tuple(tags)
-
-
-def _inputs(task: Task, encoded: Any, row: int) -> dict[str, Any]:
-    return {name: encoded[name][row] for name in task.tokenizer.model_input_names}
-
-
-_MAKERS = {
-    "question-answering": _question_rows,
-    "text-classification": _text_rows,
-    "token-classification": _sentence_rows,
-}
+def _labelled(task: Task, encoded: Encoded, examples: Sequence[Any]) -> list[dict[str, Any]]:
+    label_numbers = task.kind.data.label_numbers
+    if label_numbers is None:
+        return [dict(row) for row in encoded.rows]
+    labels = label_numbers(encoded, examples, {label: number for number, label in task.labels.items()})
+    return [{**row, "labels": label} for row, label in zip(encoded.rows, labels, strict=True)]

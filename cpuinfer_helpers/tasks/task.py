@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +11,13 @@ import torch
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds, shorten
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks.kinds import text_classification
-from cpuinfer_helpers.tasks.kinds.base import Model, Run, padded, padded_batches, rows_of
-from cpuinfer_helpers.tasks.kinds.question_answering import answer_questions, find_answers
-from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText, classify_texts, encode_texts
-from cpuinfer_helpers.tasks.kinds.token_classification import TaggedSentence, encode_sentences, tag_sentences
+from cpuinfer_helpers.tasks.batches import Model, padded_batches, run_rows
+from cpuinfer_helpers.tasks.kinds import question_answering
+from cpuinfer_helpers.tasks.kinds.base import TaskKind, accuracy
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 from cpuinfer_helpers.tasks.squad import windows
 from cpuinfer_helpers.tasks.squad.data import Question
-
-Example = Question | LabelledText | TaggedSentence
+from cpuinfer_helpers.tasks.texts import text_inputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +62,7 @@ class Score(Displayed):
         """Share of equal predictions of two scores on the same examples, in percent."""
         if len(self.predictions) != len(other.predictions):
             raise InputError(f"the scores are of {self.examples} and {other.examples} examples; score the same ones")
-        return text_classification.accuracy(self.predictions, other.predictions)
+        return accuracy(self.predictions, other.predictions)
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +72,7 @@ class Task(Displayed):
     Attributes
     ----------
     name
-        ``question-answering``, ``text-classification`` or ``token-classification``.
+        ``question-answering``, ``text-classification`` or ``token-classification``, or another kind that has data.
     model
         The model to measure and trace, in evaluation mode. From the hub it is trained; offline it has BERT-base
         geometry and fixed random weights, so that its times are real and its answers are not.
@@ -93,7 +90,7 @@ class Task(Displayed):
     model: torch.nn.Module
     trained_model: torch.nn.Module
     tokenizer: Any
-    datasets: Mapping[str, Sequence[Example]]
+    datasets: Mapping[str, Sequence[Any]]
     origin: str
     example_inputs: dict[str, torch.Tensor] = field(init=False)
 
@@ -101,9 +98,40 @@ class Task(Displayed):
         object.__setattr__(self, "example_inputs", self.inputs())
 
     @property
-    def dataset(self) -> Sequence[Example]:
+    def kind(self) -> TaskKind:
+        """How examples of such a task are encoded, and answers to them read and scored.
+
+        Raises
+        ------
+        InputError
+            If there is no kind of this name that has data.
+        """
+        return kind_with_data(self.name)
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """The trained model's labels by their numbers."""
+        return {int(number): label for number, label in self.trained_model.config.id2label.items()}
+
+    @property
+    def dataset(self) -> Sequence[Any]:
         """The default part of the data."""
         return next(iter(self.datasets.values()))
+
+    def part(self, split: str | None = None, limit: int | None = None) -> tuple[str, list[Any]]:
+        """A part of the data, by its name or the default one, and its first examples, or all of them.
+
+        Raises
+        ------
+        InputError
+            For an unknown split, or a limit that is not positive.
+        """
+        split = split or next(iter(self.datasets))
+        if split not in self.datasets:
+            raise InputError(f"split {split!r} is not part of this task; choose from {', '.join(self.datasets)}")
+        if limit is not None and limit < 1:
+            raise InputError(f"limit {limit} must be at least 1")
+        return split, list(self.datasets[split])[:limit]
 
     def inputs(
         self,
@@ -134,16 +162,8 @@ class Task(Displayed):
         InputError
             If a size is not positive, ``tokens`` is more than ``length``, or there are not as many as rows.
         """
-        tokens = length if tokens is None else tokens
-        counts = [tokens] * batch_size if isinstance(tokens, int) else list(tokens)
-        fits = len(counts) == batch_size and all(4 <= count <= length for count in counts)
-        if batch_size < 1 or length < 4 or not fits:
-            raise InputError(
-                f"inputs: batch_size {batch_size}, length {length}, tokens {tokens} cannot be made; "
-                "batch_size must be at least 1, and 4 <= tokens <= length, for every row"
-            )
-        rows = [self._row_of(row, count) for row, count in enumerate(counts)]
-        return padded(self.tokenizer, rows, length)
+        texts = [self.kind.data.text_of(example) for example in self.dataset]
+        return text_inputs(self.tokenizer, texts, batch_size, length, tokens)
 
     def calibration_inputs(
         self, count: int = 32, *, length: int | None = None, batch_size: int = 1
@@ -172,12 +192,10 @@ class Task(Displayed):
         """
         if count < 1 or batch_size < 1:
             raise InputError(f"calibration_inputs: count {count} and batch_size {batch_size} must be at least 1")
-        # That module loads tasks; it knows where their data is.
-        from cpuinfer_helpers.tasks.loading import read_examples
-
-        chosen = _spread(read_examples(self.name, "train"), count)
+        data = self.kind.data
+        chosen = _spread(data.examples("train"), count)
         # A question may have several windows.
-        rows = _spread(_encoded_rows(self.tokenizer, chosen), count)
+        rows = _spread(data.encode(self.tokenizer, chosen).rows, count)
         return list(padded_batches(self.tokenizer, rows, batch_size, length, "length"))
 
     def evaluate(
@@ -214,15 +232,13 @@ class Task(Displayed):
         InputError
             For an unknown split, or sizes that are not positive.
         """
-        split = split or next(iter(self.datasets))
-        if split not in self.datasets:
-            raise InputError(f"split {split!r} is not part of this task; choose from {', '.join(self.datasets)}")
-        if batch_size < 1 or (limit is not None and limit < 1):
-            raise InputError(f"batch_size {batch_size} and limit {limit} must be at least 1")
-        examples = list(self.datasets[split])[:limit]
-        started = time.perf_counter()
-        run = Run(self.tokenizer, model or self.trained_model, self._labels(), batch_size, pad_to)
-        predictions, metrics = _SCORERS[self.name](run, examples)
+        split, examples = self.part(split, limit)
+        data, started = self.kind.data, time.perf_counter()
+        encoded = data.encode(self.tokenizer, examples)
+        model = model or self.trained_model
+        outputs = run_rows(model, self.tokenizer, encoded.rows, data.outputs, batch_size, pad_to)
+        predictions = data.decode(encoded, examples, outputs, self.labels)
+        metrics = data.score(examples, predictions)
         seconds = time.perf_counter() - started
         return Score(self.name, split, self.origin, metrics, len(examples), tuple(predictions), seconds)
 
@@ -248,12 +264,14 @@ class Task(Displayed):
         InputError
             If this is not the question answering task, or either text is empty.
         """
-        if self.name != "question-answering":
+        if self.name != question_answering.NAME:
             raise InputError(f"answer: this task is {self.name}; load_task('question-answering') answers questions")
         if not question.strip() or not context.strip():
             raise InputError("answer: the question or the context is empty; give both")
-        run = Run(self.tokenizer, model or self.trained_model, self._labels(), 8, None)
-        return find_answers(run, [Question("yours", question, context, (), ())])[0]
+        questions = [Question("yours", question, context, (), ())]
+        encoded = question_answering.encode_questions(self.tokenizer, questions)
+        outputs = run_rows(model or self.trained_model, self.tokenizer, encoded.rows, question_answering.OUTPUTS)
+        return windows.best_answers(questions, encoded.places, outputs)[0][0]
 
     def table(self) -> Table:
         """What the task consists of."""
@@ -268,52 +286,11 @@ class Task(Displayed):
         )
         return Table(columns=("task", self.name), rows=rows)
 
-    def _row_of(self, row: int, tokens: int) -> dict[str, list[int]]:
-        """One row of exactly so many tokens: texts of the data one after the other, cut off."""
-        start = row % len(self.dataset)
-        first, text = self.dataset[start], ""
-        for example in itertools.islice(itertools.cycle(self.dataset), start, None):
-            text += " " + _text_of(example)
-            if self._length_of(text) >= tokens:
-                break
-        if isinstance(first, Question) and tokens > 2 * self._length_of(first.question):
-            encoded = self.tokenizer(first.question, text, truncation="only_second", max_length=tokens)
-        else:
-            encoded = self.tokenizer(text, truncation=True, max_length=tokens)
-        return {name: encoded[name] for name in self.tokenizer.model_input_names}
-
-    def _length_of(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _labels(self) -> dict[int, str]:
-        return {int(number): label for number, label in self.trained_model.config.id2label.items()}
-
-
-_SCORERS: dict[str, Callable[[Run, Any], tuple[list[Any], dict[str, float]]]] = {
-    "question-answering": answer_questions,
-    "text-classification": classify_texts,
-    "token-classification": tag_sentences,
-}
-
-
-def _encoded_rows(tokenizer: Any, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
-    """Rows of the examples as :meth:`Task.evaluate` makes them."""
-    if isinstance(examples[0], Question):
-        return [window.inputs for window in windows.prepare_windows(examples, tokenizer)]
-    encode = encode_texts if isinstance(examples[0], LabelledText) else encode_sentences
-    return rows_of(tokenizer, encode(tokenizer, examples), len(examples))
-
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
     """So many of the items, evenly over all of them."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]
-
-
-def _text_of(example: Example) -> str:
-    if isinstance(example, Question):
-        return example.context
-    return example.text if isinstance(example, LabelledText) else " ".join(example.words)
 
 
 def _millions(model: torch.nn.Module) -> str:

@@ -19,7 +19,7 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers.course.families import FAMILIES, Benefit, Family, FamilyComparison, FamilyResult, measuring
 from cpuinfer_helpers.interface.outputs import take_apart
 from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
-from cpuinfer_helpers.tasks import TASK_NAMES
+from cpuinfer_helpers.tasks import task_names
 from cpuinfer_helpers.timing.results import Timing
 from tests.isa import NO_NATIVE_BF16
 
@@ -34,7 +34,7 @@ BASE_LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_layer_has_the_base_models_size(name):
-    one, two = (sum(p.numel() for p in FAMILIES[name].make_model(TASK_NAMES[0], n).parameters()) for n in (1, 2))
+    one, two = (sum(p.numel() for p in FAMILIES[name].make_model(task_names()[0], n).parameters()) for n in (1, 2))
     # ALBERT's layers share their weights. MobileBERT's: bottleneck 131840 and 67072, attention 98688 + 16768, three
     # small feed-forward blocks of 131968, a larger one of 66048 + 65920; twice as many layers.
     expected = {"albert": 0, "mobilebert": 2 * 842_240}
@@ -74,7 +74,7 @@ def test_the_head_is_that_of_the_task(task, outputs):
 
 def test_weights_come_from_the_seed_and_the_random_state_stays():
     before = torch.get_rng_state()
-    first, again, other = (FAMILIES["bert"].make_model(TASK_NAMES[0], 1, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (FAMILIES["bert"].make_model(task_names()[0], 1, seed=seed) for seed in (3, 3, 4))
     weights = [model.qa_outputs.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), before)

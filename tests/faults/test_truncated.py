@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.tasks import hub, loading
+from cpuinfer_helpers.tasks import hub, loading, task_names
 from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.kinds.registry import get_kind
 from tests.conftest import make_bert, write_tokenizer
 
 TENTHS = range(10)
@@ -62,9 +63,9 @@ def test_a_shipped_checkpoint(tmp_path):
     assert loading.checkpoint_directory("text-classification", shipped).parent == shipped
 
 
-@pytest.mark.parametrize("name", loading.TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_the_shipped_data(tmp_path, name):
-    read = loading._SOURCES[name].read_file
+    read = get_kind(name).data.read
     path = tmp_path / f"{name}-heldout.json"
     for tenths in TENTHS:
         shutil.copy(DATA / path.name, path)
@@ -79,7 +80,7 @@ def in_the_hubs_cache(tmp_path, monkeypatch) -> Path:
     """A model as the hub's cache holds it; the hub itself is switched off."""
     from huggingface_hub import constants
 
-    repository = loading._SOURCES["question-answering"].repository
+    repository = get_kind("question-answering").data.source.model
     stored = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
     folder = stored / "snapshots" / ("0" * 40)
     (stored / "refs").mkdir(parents=True)

@@ -5,26 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cpuinfer_helpers.tasks.kinds.registry import kinds
+
 MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE, EMBEDDINGS = "multiple choice", "sequence to sequence", "embeddings"
+# What results of the sweep have always called these.
+_NAMES = {"fill-mask": "masked language modelling"}
+# A task and transformers' lists of its classes: the package's kinds that have a head of their own, and others.
 TASKS: dict[str, tuple[str, ...]] = {
-    "question answering": ("FOR_QUESTION_ANSWERING",),
-    "text classification": ("FOR_SEQUENCE_CLASSIFICATION",),
-    "token classification": ("FOR_TOKEN_CLASSIFICATION",),
-    "image classification": ("FOR_IMAGE_CLASSIFICATION",),
-    "audio classification": ("FOR_AUDIO_CLASSIFICATION",),
-    MULTIPLE_CHOICE: ("FOR_MULTIPLE_CHOICE",),
-    "masked language modelling": ("FOR_MASKED_LM",),
-    "causal language modelling": ("FOR_CAUSAL_LM",),
-    "next sentence prediction": ("FOR_NEXT_SENTENCE_PREDICTION",),
-    SEQUENCE_TO_SEQUENCE: ("FOR_SEQ_TO_SEQ_CAUSAL_LM",),
-    "object detection": ("FOR_OBJECT_DETECTION",),
+    **{
+        _NAMES.get(kind.name, kind.name.replace("-", " ")): (kind.class_list,)
+        for kind in kinds()
+        if kind.auto_class != "AutoModel"
+    },
+    MULTIPLE_CHOICE: ("MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES",),
+    "causal language modelling": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),
+    "next sentence prediction": ("MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES",),
+    SEQUENCE_TO_SEQUENCE: ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",),
+    "object detection": ("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",),
     "image segmentation": (
-        "FOR_IMAGE_SEGMENTATION",
-        "FOR_INSTANCE_SEGMENTATION",
-        "FOR_SEMANTIC_SEGMENTATION",
-        "FOR_UNIVERSAL_SEGMENTATION",
+        "MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES",
+        "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES",
+        "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
+        "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES",
     ),
-    EMBEDDINGS: ("",),
+    EMBEDDINGS: ("MODEL_MAPPING_NAMES",),
 }
 # Tasks whose inputs are others than those that the same class gets for another task.
 _OWN_INPUTS = (MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE)
@@ -48,21 +52,20 @@ class Case:
 def all_cases() -> list[Case]:
     """Every class once, and again where another task gives it other inputs; in the order of tasks and names."""
     cases: dict[tuple[str, str], Case] = {}
-    for task, mappings in TASKS.items():
-        for mapping in mappings:
-            for family, name in _classes(mapping):
+    for task, lists in TASKS.items():
+        for listed in lists:
+            for family, name in _classes(listed):
                 inputs = task if task in _OWN_INPUTS else ""
                 cases.setdefault((name, inputs), Case(name, task, family))
     return list(cases.values())
 
 
-def _classes(mapping: str) -> list[tuple[str, str]]:
-    """Family and name of each class of one of the auto classes' tables."""
+def _classes(listed: str) -> list[tuple[str, str]]:
+    """Family and name of each class of one of transformers' lists."""
     from transformers.models.auto import modeling_auto
 
-    table = getattr(modeling_auto, f"MODEL_{mapping}_MAPPING_NAMES".replace("__", "_"))
     return [
         (family, name)
-        for family, names in sorted(table.items())
+        for family, names in sorted(getattr(modeling_auto, listed).items())
         for name in ((names,) if isinstance(names, str) else names)
     ]

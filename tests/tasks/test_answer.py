@@ -11,6 +11,7 @@ import torch
 
 from cpuinfer_helpers import InputError
 from cpuinfer_helpers.tasks import Task
+from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText
 from cpuinfer_helpers.tasks.squad.data import Question
 
 CONTEXT = "The cat sat on the mat in the old house. Anna works in the red tower. The dog runs in the garden."
@@ -61,6 +62,7 @@ def test_empty_texts_are_refused(task: Task, question: str, context: str) -> Non
 
 
 def test_other_tasks_do_not_answer(task: Task) -> None:
-    classifier = Task("text-classification", task.model, task.model, task.tokenizer, task.datasets, "offline: test")
+    texts = {"heldout": [LabelledText(CONTEXT, "good")]}
+    classifier = Task("text-classification", task.model, task.model, task.tokenizer, texts, "offline: test")
     with pytest.raises(InputError, match="text-classification"):
         classifier.answer("Where?", CONTEXT)

@@ -9,14 +9,14 @@ import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks import TASK_NAMES, Task
-from cpuinfer_helpers.tasks.loading import read_examples
+from cpuinfer_helpers.tasks import Task, task_names
+from cpuinfer_helpers.tasks.kinds.registry import get_kind
 from cpuinfer_helpers.tasks.squad.windows import prepare_windows
 
 
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, Task]:
-    return {name: cpu.load_task(name) for name in TASK_NAMES}
+    return {name: cpu.load_task(name) for name in task_names()}
 
 
 def rows_of(batches: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
@@ -32,7 +32,7 @@ def text_of(example: Any) -> str:
     return example.text if hasattr(example, "text") else " ".join(example.words)
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_there_are_as_many_rows_as_asked_for_all_different(tasks: dict[str, Task], name: str) -> None:
     batches = tasks[name].calibration_inputs(24)
     assert len(batches) == 24 == len(set(rows_of(batches)))
@@ -53,25 +53,25 @@ def test_rows_are_of_the_training_part_and_none_is_ever_scored(tasks: dict[str, 
     def normal(text: str) -> str:
         return task.tokenizer.decode(task.tokenizer(text, add_special_tokens=False)["input_ids"]).replace(" ", "")
 
-    training = "\n".join(normal(text_of(example)) for example in read_examples(name, "train"))
+    training = "\n".join(normal(text_of(example)) for example in get_kind(name).data.examples("train"))
     scored = {normal(text_of(example)) for part in task.datasets.values() for example in part}
     for row in rows_of(task.calibration_inputs(16)):
         text = task.tokenizer.decode(row, skip_special_tokens=True).replace(" ", "")
         assert text in training and text not in scored
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_rows_are_the_same_every_time_and_spread_over_the_data(tasks: dict[str, Task], name: str) -> None:
     first, second = tasks[name].calibration_inputs(8), cpu.load_task(name).calibration_inputs(8)
     assert rows_of(first) == rows_of(second)
-    examples = read_examples(name, "train")
+    examples = get_kind(name).data.examples("train")
     head = tasks[name].calibration_inputs(len(examples) if len(examples) < 200 else 200)
     assert rows_of(first) != rows_of(head)[:8]
 
 
 def test_questions_are_windows_of_the_training_part_as_in_evaluation(tasks: dict[str, Task]) -> None:
     task = tasks["question-answering"]
-    windows = prepare_windows(read_examples(task.name, "train"), task.tokenizer)
+    windows = prepare_windows(task.kind.data.examples("train"), task.tokenizer)
     encoded = {tuple(window.inputs["input_ids"]): window.inputs["token_type_ids"] for window in windows}
     for batch in task.calibration_inputs(12):
         row = tuple(batch["input_ids"][0].tolist())
@@ -100,7 +100,7 @@ def test_rows_come_in_batches(tasks: dict[str, Task]) -> None:
 def test_more_rows_than_there_are_gives_all(tasks: dict[str, Task]) -> None:
     task = tasks["text-classification"]
     rows = rows_of(task.calibration_inputs(10**6, batch_size=64))
-    assert len(rows) == len(read_examples(task.name, "train"))
+    assert len(rows) == len(task.kind.data.examples("train"))
 
 
 @pytest.mark.parametrize("arguments", [{"count": 0}, {"count": -1}, {"batch_size": 0}])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.tasks import TASK_NAMES, data_files, loading
+from cpuinfer_helpers.tasks import data_files, loading, task_names
 
 # Held-out scores that the small checkpoints must reach, and what guessing would.
 TARGETS = {
@@ -18,7 +18,7 @@ TARGETS = {
 
 @pytest.fixture(scope="module")
 def tasks():
-    return {name: cpu.load_task(name) for name in TASK_NAMES}
+    return {name: cpu.load_task(name) for name in task_names()}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "a cache"
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_an_offline_task_is_complete_and_says_where_it_comes_from(tasks, name):
     task = tasks[name]
     assert task.origin.startswith("offline: ") and "HF_HUB_OFFLINE" in task.origin
@@ -42,7 +42,7 @@ def test_an_offline_task_is_complete_and_says_where_it_comes_from(tasks, name):
     assert "offline" in str(task)
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_the_small_checkpoint_answers_far_better_than_chance(tasks, name):
     metric, target = TARGETS[name]
     score = tasks[name].evaluate()
@@ -52,7 +52,7 @@ def test_the_small_checkpoint_answers_far_better_than_chance(tasks, name):
     assert tasks[name].evaluate(untrained, limit=40).metrics[metric] < target - 20
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_the_same_weights_every_time(tasks, name):
     again = cpu.load_task(name)
     first, second = (next(iter(task.model.parameters())) for task in (tasks[name], again))
@@ -66,7 +66,7 @@ def test_loading_leaves_the_random_state_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_padding_and_batching_change_no_answer(tasks, name):
     task = tasks[name]
     alone = task.evaluate(limit=20, batch_size=1)
@@ -76,7 +76,7 @@ def test_padding_and_batching_change_no_answer(tasks, name):
         assert score.agreement(alone) == 100.0
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_a_traced_model_gives_the_same_answers(tasks, name):
     task = tasks[name]
     traced = cpu.trace_model(task.trained_model, task.inputs(2, 48))
@@ -84,7 +84,7 @@ def test_a_traced_model_gives_the_same_answers(tasks, name):
     assert task.evaluate(traced, limit=30).predictions == task.evaluate(limit=30).predictions
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 @pytest.mark.parametrize(("batch", "length", "tokens"), [(1, 384, None), (3, 128, None), (2, 64, 40), (1, 4, None)])
 def test_inputs_have_exactly_the_shape_that_was_asked_for(tasks, name, batch, length, tokens):
     inputs = tasks[name].inputs(batch, length, tokens=tokens)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
-from cpuinfer_helpers.tasks.loading import TASK_NAMES, checkpoint_directory
+from cpuinfer_helpers.tasks import task_names
+from cpuinfer_helpers.tasks.loading import checkpoint_directory
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def save_tiny(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("task", task_names())
 def test_the_task_is_found_in_the_configuration(task: str) -> None:
     loaded = cpu.load_model(checkpoint_directory(task))
     assert loaded.task == task and loaded.tokenizer is not None

@@ -11,13 +11,13 @@ import transformers
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks import TASK_NAMES
+from cpuinfer_helpers.tasks import task_names
 from cpuinfer_helpers.tasks.loading import checkpoint_directory
 from cpuinfer_helpers.tasks.rows import task_rows
 from cpuinfer_helpers.trainer import JitTrainer
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", task_names())
 def test_scores_are_those_of_the_task(name, new_args):
     task = cpu.load_task(name)
     rows = task_rows(task, limit=20)
@@ -43,7 +43,7 @@ def test_scores_are_those_of_the_task(name, new_args):
         assert 0 < output.metrics["test_loss"] < 0.6
 
 
-@pytest.fixture(params=TASK_NAMES)
+@pytest.fixture(params=task_names())
 def padded_left(request, tmp_path):
     """A task whose checkpoint says that its tokenizer pads on the left."""
     folder = shutil.copytree(checkpoint_directory(request.param), tmp_path / "left")

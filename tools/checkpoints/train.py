@@ -21,8 +21,8 @@ from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine.scratch import unfinished_folder
 from cpuinfer_helpers.saving.folders import move_into_place, sha256, write_text
 from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.kinds.registry import get_kind
 from cpuinfer_helpers.tasks.kinds.token_classification import entity_f1
-from cpuinfer_helpers.tasks.loading import read_examples
 from cpuinfer_helpers.tasks.squad.windows import score_answers
 from cpuinfer_helpers.tasks.task import Task
 from tools.checkpoints import vocabulary
@@ -36,7 +36,6 @@ TASK_NAMES = tuple(SETTINGS)
 
 SEED = 1
 SPLITS = ("heldout", "prose")
-METRIC = {"question-answering": "f1", "text-classification": "accuracy", "token-classification": "f1"}
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,12 @@ def score_model(
     Returns
     -------
     dict
-        ``"score"`` in percent (the metric named in `METRIC`), ``"examples"``, and the task's other metrics.
+        ``"score"`` in percent (the main metric of the task), ``"examples"``, and the task's other metrics.
     """
-    task = Task(task_name, model, model, tokenizer, {split: read_examples(task_name, split)}, "offline")
-    found = task.evaluate()
+    data = get_kind(task_name).data
+    found = Task(task_name, model, model, tokenizer, {split: data.examples(split)}, "offline").evaluate()
     metrics = dict(found.metrics)
-    return {"score": metrics.pop(METRIC[task_name]), "examples": found.examples, **metrics}
+    return {"score": metrics.pop(data.metric), "examples": found.examples, **metrics}
 
 
 def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: int = SEED) -> Scores:
@@ -163,7 +162,7 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
     }
     scores = Scores(
         task_name,
-        METRIC[task_name],
+        get_kind(task_name).data.metric,
         round(found["heldout"]["score"], 2),
         round(found["prose"]["score"], 2),
         round(chance_score(task_name, "heldout"), 2),
@@ -216,7 +215,7 @@ def chance_score(task_name: str, split: str) -> float:
     share of the most frequent label. For token classification: every capitalised word taken for a person, words in a
     row for one.
     """
-    examples = read_examples(task_name, split)
+    examples = get_kind(task_name).data.examples(split)
     if task_name == "question-answering":
         rng = Random(SEED)
         asked = [replace(question, id=f"{question.id} {i}") for question in examples for i in range(10)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cpuinfer_helpers.tasks.kinds.registry import get_kind
 from tools.checkpoints import question_answering, text_classification, token_classification, words
 from tools.checkpoints.initialise import initialise
 from tools.checkpoints.muon import Muon
@@ -92,11 +93,6 @@ def new_model(task_name: str, vocab_size: int, seed: int) -> PreTrainedModel:
     import transformers
 
     settings = SETTINGS[task_name]
-    classes = {
-        "question-answering": transformers.BertForQuestionAnswering,
-        "text-classification": transformers.BertForSequenceClassification,
-        "token-classification": transformers.BertForTokenClassification,
-    }
     labels = LABELS.get(task_name)
     extra = (
         {}
@@ -115,7 +111,7 @@ def new_model(task_name: str, vocab_size: int, seed: int) -> PreTrainedModel:
         pad_token_id=0,
         **extra,
     )
-    model = classes[task_name](config)
+    model = getattr(transformers, get_kind(task_name).auto_class).from_config(config)
     initialise(model, torch.Generator().manual_seed(seed))
     return model
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 
 # Rows of the embedding table are looked up, not multiplied with: their number costs memory and hardly any time.
 _VOCABULARY = 2048
@@ -21,11 +22,6 @@ _FIRST_WORD = 5
 # Positions that every family has learnt embeddings for, as published.
 LONGEST = 512
 
-_HEADS = {
-    "question-answering": ("AutoModelForQuestionAnswering", 2),
-    "text-classification": ("AutoModelForSequenceClassification", 2),
-    "token-classification": ("AutoModelForTokenClassification", 9),
-}
 _BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": LONGEST}
 # RoBERTa and MPNet number positions from two.
 _BASE_FROM_TWO = {**_BASE, "max_position_embeddings": LONGEST + 2}
@@ -76,12 +72,14 @@ class Family:
         """
         import transformers
 
-        class_name, labels = _HEADS[task]
+        kind = kind_with_data(task)
         settings = {**self.sizes, self.layers_name: layers * self.layer_factor, "vocab_size": _VOCABULARY}
-        config = transformers.AutoConfig.for_model(self.name, **settings, num_labels=labels)
+        if kind.data.labels:
+            settings["num_labels"] = len(kind.data.labels)
+        config = transformers.AutoConfig.for_model(self.name, **settings)
         with switches.random_state_kept():
             torch.manual_seed(seed)
-            return getattr(transformers, class_name).from_config(config).eval()
+            return getattr(transformers, kind.auto_class).from_config(config).eval()
 
     def make_inputs(
         self, model: torch.nn.Module, batch_size: int, length: int, *, seed: int = 0

@@ -25,7 +25,7 @@ from cpuinfer_helpers.processes.transport import write_parcel
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
-from cpuinfer_helpers.tasks import TASK_NAMES
+from cpuinfer_helpers.tasks import task_names
 from cpuinfer_helpers.timing.results import Timing
 from cpuinfer_helpers.verification.equality import difference
 from cpuinfer_helpers.verification.variations import valid_positions
@@ -64,7 +64,7 @@ def compare_families(
     families
         Keys of :data:`FAMILIES`: ``bert``, ``roberta`` ...; all unless given.
     tasks
-        ``question-answering``, ``text-classification``, ``token-classification``; all three unless given.
+        ``question-answering``, ``text-classification``, ``token-classification``; all unless given.
     backends
         What is set against eager PyTorch. Each has a process of its own that goes through all models; only one process
         works at any time, and they take turns.
@@ -95,7 +95,7 @@ def compare_families(
     from tqdm.auto import tqdm
 
     chosen = [FAMILIES[name] for name in _chosen("families", families, tuple(FAMILIES))]
-    tasks = _chosen("tasks", tasks, TASK_NAMES)
+    tasks = _chosen("tasks", tasks, task_names())
     recipes = _recipes(backends, precisions)
     threads = choose_threads(threads)
     _check_counts(layers=layers, length=length, batch_size=batch_size)

@@ -1,1 +1,1 @@
-"""One file for each kind of task."""
+"""One file for each kind of task, found by :mod:`~cpuinfer_helpers.tasks.kinds.registry`."""

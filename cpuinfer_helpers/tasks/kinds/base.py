@@ -1,87 +1,196 @@
-"""What all kinds of tasks share: running a model over rows, padding them, and reading records."""
+"""What a kind of task is: which models do it, what they are given, and how right their answers are."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpuinfer_helpers.errors import DataError, InputError
-from cpuinfer_helpers.tasks.files import read_json
-from cpuinfer_helpers.tasks.squad import windows
+from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.hub import DatasetFile
+from cpuinfer_helpers.tasks.texts import Text, random_tokens, sentences, text_inputs, usual_length
 
-Model = Callable[..., Any]
+Tensors = Mapping[str, torch.Tensor]
+# For each encoded row the outputs that answers are read from, the names of which a kind gives.
+Outputs = Sequence[tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One pass of a model over encoded rows."""
+class Encoded:
+    """Examples as a model takes them.
 
-    tokenizer: Any
-    model: Model
-    labels: Mapping[int, str]
-    batch_size: int
-    pad_to: int | None
+    Attributes
+    ----------
+    rows
+        The model's inputs by name, not padded.
+    places
+        What reading the answers needs to know of each row, such as where its words begin.
+    """
 
-    def outputs(self, rows: Sequence[Mapping[str, list[int]]]) -> Iterator[Any]:
-        """The model's output for each batch."""
-        from tqdm.auto import tqdm
-
-        batches = padded_batches(self.tokenizer, rows, self.batch_size, self.pad_to, "pad_to")
-        total = -(-len(rows) // self.batch_size)
-        for inputs in tqdm(batches, desc="evaluating", unit="batch", total=total, leave=False, delay=2.0):
-            with torch.no_grad():
-                yield self.model(**inputs)
+    rows: list[dict[str, list[int]]]
+    places: Sequence[Any] = ()
 
 
-def rows_of(tokenizer: Any, encoded: Any, count: int) -> list[dict[str, list[int]]]:
-    """The rows of what a tokenizer made, each as the model's inputs by name."""
-    return [{name: encoded[name][row] for name in tokenizer.model_input_names} for row in range(count)]
+@dataclass(frozen=True)
+class HubSource:
+    """Where a trained model and its data are on the hub.
+
+    Attributes
+    ----------
+    model
+        Owner and name.
+    dataset
+        The file with the examples.
+    read
+        Makes examples of its rows.
+    """
+
+    model: str
+    dataset: DatasetFile
+    read: Callable[[Sequence[Mapping[str, Any]]], list[Any]]
 
 
-def padded_batches(
-    tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], batch_size: int, length: int | None, argument: str
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Padded batches, each as long as asked or as its longest row; ``argument`` is what the caller calls the length."""
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        longest = max(len(row["input_ids"]) for row in batch)
-        if length is not None and length < longest:
-            raise InputError(f"{argument} is {length}, but a row has {longest} tokens; give at least as many")
-        yield padded(tokenizer, batch, length or longest)
+@dataclass(frozen=True)
+class TaskData:
+    """Examples of a kind of task, and how a model's answers to them are read and scored.
+
+    Attributes
+    ----------
+    files
+        The file of each part: ``train``, from which nothing is scored, ``heldout`` and others.
+    source
+        Where model and data are on the hub.
+    read
+        Reads a file; raises DataError where it is malformed.
+    text_of
+        An example's text, and what stands before it.
+    encode
+        Tokenizes examples, given a tokenizer.
+    outputs
+        Names of the model's outputs that ``decode`` reads, in order.
+    decode
+        The answer to each example, from what was encoded, the examples, the outputs and the labels by number.
+    score
+        The metrics of answers by name, in percent, from the examples and the answers.
+    metric
+        Name of the main one.
+    labels
+        The labels in the order in which the hub's data set numbers them; empty where answers are none.
+    label_numbers
+        What a Trainer is given as ``labels`` of each row, from what was encoded, the examples and the numbers by label;
+        None where it is given none.
+    collator
+        Name of transformers' class that makes batches of such rows for a Trainer.
+    """
+
+    files: Mapping[str, Path]
+    source: HubSource
+    read: Callable[[Path], Sequence[Any]]
+    text_of: Callable[[Any], Text]
+    encode: Callable[[Any, Sequence[Any]], Encoded]
+    outputs: tuple[str, ...]
+    decode: Callable[[Encoded, Sequence[Any], Outputs, Mapping[int, str]], list[Any]]
+    score: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+    metric: str
+    labels: tuple[str, ...] = ()
+    label_numbers: Callable[[Encoded, Sequence[Any], Mapping[str, int]], list[Any]] | None = None
+    collator: str = "DataCollatorWithPadding"
+
+    def examples(self, part: str) -> Sequence[Any]:
+        """The examples of one part."""
+        return self.read(self.files[part])
 
 
-def padded(tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], length: int) -> dict[str, torch.Tensor]:
-    """Tensors of rows that are filled up to the same length on the right."""
-    if tokenizer.pad_token_id is None and any(len(row["input_ids"]) < length for row in rows):
-        raise InputError("the tokenizer has no padding token, and rows differ in length; set tokenizer.pad_token")
-    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    return {
-        name: torch.tensor([row[name] + [fill.get(name, 0)] * (length - len(row[name])) for row in rows])
-        for name in rows[0]
-    }
+def shipped_files(name: str) -> dict[str, Path]:
+    """The files of a task of which this package ships the data."""
+    return {part: DATA / f"{name}-{part}.json" for part in ("train", "heldout", "prose")}
 
 
-def longest(tokenizer: Any) -> int:
-    """The most tokens of a row: what the tokenizer takes, and no more than SQuAD's evaluation uses."""
-    return min(tokenizer.model_max_length, windows.MAX_SEQ_LENGTH)
+def inputs_of_texts(
+    kind: TaskKind, model: torch.nn.Module, tokenizer: Any, batch_size: int, length: int | None
+) -> dict[str, torch.Tensor]:
+    """Example inputs for a model that reads texts: the kind's own ones, or random tokens without a tokenizer."""
+    length = length or usual_length(model.config)
+    if tokenizer is None:
+        return random_tokens(model.config, batch_size, length)
+    return text_inputs(tokenizer, kind.texts("heldout"), batch_size, length)
 
 
-def is_text(value: object) -> bool:
-    """Whether it is a text with more than spaces in it."""
-    return isinstance(value, str) and bool(value.strip())
+@dataclass(frozen=True)
+class TaskKind:
+    """What a model can be for. A module of ``tasks.kinds`` that has one as ``KIND`` is found by itself.
+
+    Attributes
+    ----------
+    name
+        As the hub names it: ``question-answering``.
+    auto_class
+        Name of transformers' class that loads such models.
+    processor
+        Name of the class that makes their inputs: ``AutoTokenizer``, ``AutoImageProcessor`` or
+        ``AutoFeatureExtractor``.
+    inputs
+        Makes example inputs, given the kind, the model, its processor or None, the number of rows, and the length of a
+        row or None.
+    data
+        Examples and scores; None where this package has none.
+    vectors
+        Where answers are vectors, whose directions count: those of a call, of shape (number, size), from the outputs
+        and the inputs by name.
+    told_by
+        Which of transformers' classes for it tell that a model was saved for this: those with this in their names, all
+        if it is empty; None where they are for other kinds as well.
+    """
+
+    name: str
+    auto_class: str
+    processor: str = "AutoTokenizer"
+    inputs: Callable[[TaskKind, Any, Any, int, int | None], dict[str, torch.Tensor]] = field(default=inputs_of_texts)
+    data: TaskData | None = None
+    vectors: Callable[[Tensors, Tensors], torch.Tensor] | None = None
+    told_by: str | None = ""
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether its models have tokenizers."""
+        return self.processor == "AutoTokenizer"
+
+    @property
+    def class_list(self) -> str:
+        """Name of the list in which transformers has the classes that ``auto_class`` loads."""
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.auto_class.removeprefix("Auto"))
+        return f"{words.upper()}_MAPPING_NAMES"
+
+    def is_told_by(self, names: Iterable[str]) -> bool:
+        """Whether one of these is the name of a class that is for this kind and no other."""
+        from transformers.models.auto import modeling_auto
+
+        if self.told_by is None:
+            return False
+        listed = getattr(modeling_auto, self.class_list).values()
+        known = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
+        return any(name in known and self.told_by in name for name in names)
+
+    def texts(self, part: str) -> list[Text]:
+        """Texts for example inputs, of its own data if it has any."""
+        if self.data is None:
+            return sentences(part)
+        return [self.data.text_of(example) for example in self.data.examples(part)]
 
 
-def read_records(path: str | os.PathLike[str], keys: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The records of a JSON list, each with where it stands, checked for the keys."""
-    source, records = os.fspath(path), read_json(path)
-    if not isinstance(records, list) or not records:
-        raise DataError(f"{source} is not a list of records, or an empty one")
-    for number, record in enumerate(records):
-        missing = [key for key in keys if not isinstance(record, Mapping) or key not in record]
-        if missing:
-            raise DataError(f"{source}, record {number} has no {missing[0]!r}")
-    return [(f"{source}, record {number}", record) for number, record in enumerate(records)]
+def unknown_shape(model: torch.nn.Module) -> InputError:
+    """The error for a model whose configuration does not tell how large its inputs are."""
+    return InputError(
+        f"the shape of {model.main_input_name!r} cannot be told from the configuration of {type(model).__name__}; "
+        "make the example inputs yourself"
+    )
+
+
+def accuracy(wanted: Sequence[Any], predicted: Sequence[Any]) -> float:
+    """Share of equal answers, in percent."""
+    return 100.0 * sum(a == b for a, b in zip(wanted, predicted, strict=True)) / len(wanted)

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from cpuinfer_helpers.tasks.kinds.base import Run
-from cpuinfer_helpers.tasks.squad import windows as qa
-from cpuinfer_helpers.tasks.squad.data import Question
+from cpuinfer_helpers.tasks.hub import DatasetFile
+from cpuinfer_helpers.tasks.kinds.base import Encoded, HubSource, Outputs, TaskData, TaskKind, shipped_files
+from cpuinfer_helpers.tasks.squad.data import Question, parse_squad, read_squad
+from cpuinfer_helpers.tasks.squad.windows import best_answers, prepare_windows, score_answers
+
+NAME = "question-answering"
+OUTPUTS = ("start_logits", "end_logits")
 
 
-def answer_questions(run: Run, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
-    """The answers' texts, and their metrics."""
-    answers = [answer.text for answer in find_answers(run, questions)]
-    return answers, qa.score_answers(questions, answers)
+def encode_questions(tokenizer: Any, questions: Sequence[Question]) -> Encoded:
+    """Windows of each question with its context."""
+    windows = prepare_windows(questions, tokenizer)
+    return Encoded([window.inputs for window in windows], windows)
 
 
-def find_answers(run: Run, questions: Sequence[Question]) -> list[qa.Answer]:
-    """The best answer to each question."""
-    windows = qa.prepare_windows(questions, run.tokenizer)
-    logits = [
-        pair
-        for output in run.outputs([window.inputs for window in windows])
-        for pair in zip(output["start_logits"], output["end_logits"], strict=True)
-    ]
-    return [found[0] for found in qa.best_answers(questions, windows, logits)]
+def _read_rows(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
+    return parse_squad(list(rows), "the squad data set")
+
+
+def _text_of(question: Question) -> tuple[str, str]:
+    return question.question, question.context
+
+
+def _decode(encoded: Encoded, questions: Sequence[Question], outputs: Outputs, labels: Mapping[int, str]) -> list[str]:
+    """The text of the best answer to each question."""
+    return [found[0].text for found in best_answers(questions, encoded.places, outputs)]
+
+
+KIND = TaskKind(
+    NAME,
+    "AutoModelForQuestionAnswering",
+    data=TaskData(
+        files=shipped_files(NAME),
+        source=HubSource(
+            "csarron/bert-base-uncased-squad-v1",
+            DatasetFile("rajpurkar/squad", "plain_text/validation-00000-of-00001.parquet"),
+            _read_rows,
+        ),
+        read=read_squad,
+        text_of=_text_of,
+        encode=encode_questions,
+        outputs=OUTPUTS,
+        decode=_decode,
+        score=score_answers,
+        metric="f1",
+    ),
+)

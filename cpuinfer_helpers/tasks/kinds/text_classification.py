@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
-from cpuinfer_helpers.tasks.kinds.base import Run, is_text, longest, read_records, rows_of
+from cpuinfer_helpers.tasks.batches import rows_of
+from cpuinfer_helpers.tasks.files import is_text, read_records
+from cpuinfer_helpers.tasks.hub import DatasetFile
+from cpuinfer_helpers.tasks.kinds.base import Encoded, HubSource, Outputs, TaskData, TaskKind, accuracy, shipped_files
+from cpuinfer_helpers.tasks.texts import longest_row
 
-
-def classify_texts(run: Run, texts: Sequence[LabelledText]) -> tuple[list[str], dict[str, float]]:
-    """A label for each text, and the metrics."""
-    encoded = encode_texts(run.tokenizer, texts)
-    rows = rows_of(run.tokenizer, encoded, len(texts))
-    classes = [number for output in run.outputs(rows) for number in output["logits"].argmax(dim=-1).tolist()]
-    labels = [run.labels[number] for number in classes]
-    return labels, {"accuracy": accuracy([text.label for text in texts], labels)}
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[LabelledText]) -> Any:
-    """Tokenize texts, cut to what the model takes."""
-    return tokenizer([text.text for text in texts], truncation=True, max_length=longest(tokenizer))
+NAME = "text-classification"
+# In the order in which SST-2 on the hub numbers them.
+_LABELS = ("NEGATIVE", "POSITIVE")
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,53 @@ def read_texts(path: str | os.PathLike[str]) -> list[LabelledText]:
     return examples
 
 
-def accuracy(wanted: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share of equal labels, in percent."""
-    return 100.0 * sum(a == b for a, b in zip(wanted, predicted, strict=True)) / len(wanted)
+def _read_rows(rows: Sequence[Mapping[str, Any]]) -> list[LabelledText]:
+    return [LabelledText(row["sentence"], _LABELS[row["label"]]) for row in rows]
+
+
+def _text_of(example: LabelledText) -> tuple[str, str]:
+    return "", example.text
+
+
+def _encode(tokenizer: Any, examples: Sequence[LabelledText]) -> Encoded:
+    """Tokenize texts, cut to what the model takes."""
+    texts = [example.text for example in examples]
+    return Encoded(rows_of(tokenizer, tokenizer(texts, truncation=True, max_length=longest_row(tokenizer))))
+
+
+def _decode(
+    encoded: Encoded, examples: Sequence[LabelledText], outputs: Outputs, labels: Mapping[int, str]
+) -> list[str]:
+    """A label for each text."""
+    return [labels[int(logits.argmax())] for (logits,) in outputs]
+
+
+def _score(examples: Sequence[LabelledText], labels: Sequence[str]) -> dict[str, float]:
+    return {"accuracy": accuracy([example.label for example in examples], labels)}
+
+
+def _label_numbers(encoded: Encoded, examples: Sequence[LabelledText], numbers: Mapping[str, int]) -> list[int]:
+    return [numbers[example.label] for example in examples]
+
+
+KIND = TaskKind(
+    NAME,
+    "AutoModelForSequenceClassification",
+    data=TaskData(
+        files=shipped_files(NAME),
+        source=HubSource(
+            "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+            DatasetFile("stanfordnlp/sst2", "data/validation-00000-of-00001.parquet"),
+            _read_rows,
+        ),
+        read=read_texts,
+        text_of=_text_of,
+        encode=_encode,
+        outputs=("logits",),
+        decode=_decode,
+        score=_score,
+        metric="accuracy",
+        labels=_LABELS,
+        label_numbers=_label_numbers,
+    ),
+)

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from cpuinfer_helpers.errors import DataError
-from cpuinfer_helpers.tasks.kinds.base import Run, is_text, longest, read_records, rows_of
+from cpuinfer_helpers.tasks.batches import rows_of
+from cpuinfer_helpers.tasks.files import is_text, read_records
+from cpuinfer_helpers.tasks.hub import DatasetFile
+from cpuinfer_helpers.tasks.kinds.base import Encoded, HubSource, Outputs, TaskData, TaskKind, shipped_files
+from cpuinfer_helpers.tasks.texts import longest_row
 
+NAME = "token-classification"
 _TAG = re.compile(r"O|[BI]-\S+")
-
-
-def tag_sentences(run: Run, sentences: Sequence[TaggedSentence]) -> tuple[list[tuple[str, ...]], dict[str, float]]:
-    """Tags for the words of each sentence, and the metrics."""
-    encoded = encode_sentences(run.tokenizer, sentences)
-    rows = rows_of(run.tokenizer, encoded, len(sentences))
-    best = [row.tolist() for output in run.outputs(rows) for row in output["logits"].argmax(dim=-1)]
-    predicted = []
-    for index, sentence in enumerate(sentences):
-        tags = ["O"] * len(sentence.words)
-        for word, position in first_tokens(encoded, index).items():
-            tags[word] = run.labels[best[index][position]]
-        predicted.append(tuple(tags))
-    return predicted, entity_f1([sentence.tags for sentence in sentences], predicted)
-
-
-def encode_sentences(tokenizer: Any, sentences: Sequence[TaggedSentence]) -> Any:
-    """Tokenize sentences word by word, cut to what the model takes."""
-    words = [list(sentence.words) for sentence in sentences]
-    return tokenizer(words, is_split_into_words=True, truncation=True, max_length=longest(tokenizer))
+# In the order in which CoNLL-2003 on the hub numbers them.
+_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+# What cross-entropy leaves out.
+_NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -109,3 +100,74 @@ def first_tokens(encoded: Any, row: int) -> dict[int, int]:
         if word is not None:
             positions.setdefault(word, position)
     return positions
+
+
+def _read_rows(rows: Sequence[Mapping[str, Any]]) -> list[TaggedSentence]:
+    return [TaggedSentence(tuple(row["tokens"]), tuple(_TAGS[number] for number in row["ner_tags"])) for row in rows]
+
+
+def _text_of(sentence: TaggedSentence) -> tuple[str, str]:
+    return "", " ".join(sentence.words)
+
+
+def _encode(tokenizer: Any, sentences: Sequence[TaggedSentence]) -> Encoded:
+    """Tokenize sentences word by word, cut to what the model takes."""
+    words = [list(sentence.words) for sentence in sentences]
+    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=longest_row(tokenizer))
+    return Encoded(rows_of(tokenizer, encoded), [first_tokens(encoded, row) for row in range(len(sentences))])
+
+
+def _decode(
+    encoded: Encoded, sentences: Sequence[TaggedSentence], outputs: Outputs, labels: Mapping[int, str]
+) -> list[tuple[str, ...]]:
+    """Tags for the words of each sentence."""
+    rows = zip(sentences, encoded.places, outputs, strict=True)
+    return [_tags(sentence, firsts, logits.argmax(dim=-1), labels) for sentence, firsts, (logits,) in rows]
+
+
+def _tags(
+    sentence: TaggedSentence, firsts: Mapping[int, int], best: torch.Tensor, labels: Mapping[int, str]
+) -> tuple[str, ...]:
+    numbers = best.tolist()
+    return tuple(labels[numbers[firsts[word]]] if word in firsts else "O" for word in range(len(sentence.words)))
+
+
+def _score(sentences: Sequence[TaggedSentence], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    return entity_f1([sentence.tags for sentence in sentences], predicted)
+
+
+def _label_numbers(
+    encoded: Encoded, sentences: Sequence[TaggedSentence], numbers: Mapping[str, int]
+) -> list[list[int]]:
+    """The number of each word's tag at its first token; other tokens have none."""
+    found = []
+    for row, firsts, sentence in zip(encoded.rows, encoded.places, sentences, strict=True):
+        labels = [_NO_LABEL] * len(row["input_ids"])
+        for word, position in firsts.items():
+            labels[position] = numbers[sentence.tags[word]]
+        found.append(labels)
+    return found
+
+
+KIND = TaskKind(
+    NAME,
+    "AutoModelForTokenClassification",
+    data=TaskData(
+        files=shipped_files(NAME),
+        source=HubSource(
+            "dslim/bert-base-NER",
+            DatasetFile("eriktks/conll2003", "conll2003/validation/0000.parquet", "refs/convert/parquet"),
+            _read_rows,
+        ),
+        read=read_sentences,
+        text_of=_text_of,
+        encode=_encode,
+        outputs=("logits",),
+        decode=_decode,
+        score=_score,
+        metric="f1",
+        labels=_TAGS,
+        label_numbers=_label_numbers,
+        collator="DataCollatorForTokenClassification",
+    ),
+)

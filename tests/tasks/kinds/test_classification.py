@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cpuinfer_helpers import DataError
-from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText, accuracy, read_texts
+from cpuinfer_helpers.tasks.kinds.base import accuracy
+from cpuinfer_helpers.tasks.kinds.text_classification import LabelledText, read_texts
 from cpuinfer_helpers.tasks.kinds.token_classification import (
     TaggedSentence,
     entities,

@@ -1,0 +1,111 @@
+"""Inputs of an exact shape, made of texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.tasks.batches import padded
+from cpuinfer_helpers.tasks.data_files import DATA
+from cpuinfer_helpers.tasks.files import read_json
+from cpuinfer_helpers.tasks.squad.windows import MAX_SEQ_LENGTH
+
+# A text, and what stands before it as a sequence of its own, such as a question; empty where nothing does.
+Text = tuple[str, str]
+_LEAST_TOKENS = 4
+_SEED = 0
+
+
+def sentences(part: str) -> list[Text]:
+    """The reviews of a shipped file, such as ``heldout``, for models that have no texts of their own."""
+    return [("", record["text"]) for record in read_json(DATA / f"text-classification-{part}.json")]
+
+
+def text_inputs(
+    tokenizer: Any, texts: Sequence[Text], batch_size: int, length: int, tokens: int | Sequence[int] | None = None
+) -> dict[str, torch.Tensor]:
+    """Inputs of an exact shape; each row begins at another text.
+
+    Parameters
+    ----------
+    tokenizer
+        Makes the rows.
+    texts
+        What they are made of.
+    batch_size, length
+        Rows and columns.
+    tokens
+        Tokens of each row that are real, one number for all rows or one for each; all of them unless given.
+
+    Returns
+    -------
+    dict of str to Tensor
+        int64 tensors of shape (``batch_size``, ``length``).
+
+    Raises
+    ------
+    InputError
+        If a size is not positive, ``tokens`` is more than ``length``, or there are not as many as rows.
+    """
+    tokens = length if tokens is None else tokens
+    counts = [tokens] * batch_size if isinstance(tokens, int) else list(tokens)
+    fits = len(counts) == batch_size and all(_LEAST_TOKENS <= count <= length for count in counts)
+    if batch_size < 1 or length < _LEAST_TOKENS or not fits:
+        raise InputError(
+            f"inputs: batch_size {batch_size}, length {length}, tokens {tokens} cannot be made; "
+            f"batch_size must be at least 1, and {_LEAST_TOKENS} <= tokens <= length, for every row"
+        )
+    return padded(tokenizer, [_row(tokenizer, texts, row, count) for row, count in enumerate(counts)], length)
+
+
+def random_tokens(config: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """Token ids from a fixed seed, for a model without a tokenizer.
+
+    Raises
+    ------
+    InputError
+        If the configuration names no vocabulary.
+    """
+    vocabulary = getattr(config, "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        raise InputError(
+            f"{type(config).__name__} names no size of a vocabulary, so tokens cannot be made; make the example inputs "
+            "yourself"
+        )
+    ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(_SEED))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def usual_length(config: Any) -> int:
+    """384 tokens as in the guide, or as many as the model has positions for."""
+    longest = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and its kin number positions from two.
+    return min(MAX_SEQ_LENGTH, longest - 2) if isinstance(longest, int) and longest > 2 else MAX_SEQ_LENGTH
+
+
+def longest_row(tokenizer: Any) -> int:
+    """The most tokens of a row: what the tokenizer takes, and no more than SQuAD's evaluation uses."""
+    return min(tokenizer.model_max_length, MAX_SEQ_LENGTH)
+
+
+def _row(tokenizer: Any, texts: Sequence[Text], row: int, tokens: int) -> dict[str, list[int]]:
+    """One row of exactly so many tokens: texts one after the other, cut off."""
+    start = row % len(texts)
+    before, text = texts[start][0], ""
+    for _, more in itertools.islice(itertools.cycle(texts), start, None):
+        text += " " + more
+        if _length(tokenizer, text) >= tokens:
+            break
+    if before and tokens > 2 * _length(tokenizer, before):
+        encoded = tokenizer(before, text, truncation="only_second", max_length=tokens)
+    else:
+        encoded = tokenizer(text, truncation=True, max_length=tokens)
+    return {name: encoded[name] for name in tokenizer.model_input_names}
+
+
+def _length(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
