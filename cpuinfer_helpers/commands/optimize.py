@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", help="names separated by commas; all unless given")
     parser.add_argument("--budget", type=float, default=_BUDGET_S, help=f"seconds for everything ({_BUDGET_S:g})")
     parser.add_argument("--tolerance", type=float, help="largest error, as a share of the largest answer")
-    parser.add_argument("--metric-examples", type=int, default=0, help="keep the metric on so many examples too")
+    parser.add_argument("--metric-examples", type=int, default=0, help="score so many examples too")
     parser.add_argument("--batch", type=int, default=1, help="rows of a call (default 1)")
     parser.add_argument("--length", type=int, help="tokens or samples of a row (default 384 tokens, 16000 samples)")
     parser.add_argument("--price-per-hour", type=float, help="what an hour of this machine costs, for a cost table")

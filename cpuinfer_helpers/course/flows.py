@@ -15,7 +15,7 @@ from cpuinfer_helpers.processes.once import run_once
 from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.tasks import Task, load_task
 from cpuinfer_helpers.tasks.kinds.base import accuracy
-from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
+from cpuinfer_helpers.tasks.kinds.registry import loadable_kind
 from cpuinfer_helpers.tasks.rows import task_rows
 from cpuinfer_helpers.trainer.plan import FLAGS
 
@@ -151,7 +151,7 @@ def run_flows(
 
     if threads is not None:
         check_threads(threads)
-    kind_with_data(task)
+    loadable_kind(task)
     for name, flags in flows.items():
         for flag in flags:
             if flag not in FLAGS_OF_FLOWS:

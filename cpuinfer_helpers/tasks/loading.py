@@ -16,7 +16,7 @@ from cpuinfer_helpers.tasks import hub
 from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.data_files import DATA
 from cpuinfer_helpers.tasks.kinds.base import TaskKind
-from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
+from cpuinfer_helpers.tasks.kinds.registry import loadable_kind
 from cpuinfer_helpers.tasks.task import Task
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -49,7 +49,7 @@ def load_task(name: str) -> Task:
     InputError
         For an unknown name, or that of a kind of task for which there is no data.
     """
-    kind = kind_with_data(name)
+    kind = loadable_kind(name)
     unavailable = hub.hub_unavailable()
     try:
         return _from_hub(kind)

@@ -16,13 +16,14 @@ from cpuinfer_helpers.errors import DataError, InputError, first_line
 from cpuinfer_helpers.interface.inputs import argument_names
 from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.tasks import hub
-from cpuinfer_helpers.tasks.batches import Model, padded_batches, rows_of
+from cpuinfer_helpers.tasks.batches import Model, padded_batches
 from cpuinfer_helpers.tasks.checkpoints import load_processor, load_weights
 from cpuinfer_helpers.tasks.kinds.base import TaskKind
 from cpuinfer_helpers.tasks.kinds.registry import get_kind, kind_names, kinds, task_names
 from cpuinfer_helpers.tasks.loading import load_task
+from cpuinfer_helpers.tasks.metrics import TaskMetric, VectorMetric
 from cpuinfer_helpers.tasks.task import Task
-from cpuinfer_helpers.tasks.texts import longest_row
+from cpuinfer_helpers.tasks.texts import encoded_texts
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # What a processor is called, and what inputs are made of without one.
@@ -106,9 +107,8 @@ class LoadedModel(Displayed):
         data = self.kind.data
         if data is None or self.tokenizer is None:
             raise InputError(f"there is no data for {self.task} with this model; give a metric of your own")
-        return Task(
-            self.task, self.model, self.model, self.tokenizer, {"heldout": data.examples("heldout")}, self.origin
-        )
+        datasets = {"heldout": data.examples("heldout")}
+        return Task(self.task, self.model, self.model, self.tokenizer, datasets, self.origin)
 
     def metric(self, examples: int) -> Callable[[Model], float]:
         """What tells whether a prepared model's answers are still right, for :func:`~cpuinfer_helpers.optimize`.
@@ -133,7 +133,7 @@ class LoadedModel(Displayed):
             raise InputError(f"examples is {examples}; give at least 1")
         if self.kind.vectors is None or self.tokenizer is None:
             return TaskMetric(self.as_task(), examples)
-        return VectorMetric.of(self, examples)
+        return VectorMetric.of(self.task, self.model, self.tokenizer, examples)
 
     def calibration_inputs(self, count: int = 32) -> list[dict[str, torch.Tensor]]:
         """Rows of a training part that is never scored, to calibrate a quantised model with; none without a tokenizer.
@@ -152,13 +152,8 @@ class LoadedModel(Displayed):
             return []
         if self.kind.data is not None:
             return self.as_task().calibration_inputs(count)
-        return [self._own_inputs(batch) for batch in self.text_batches("train", count, batch_size=1)]
-
-    def text_batches(self, part: str, count: int, batch_size: int = 8) -> list[dict[str, torch.Tensor]]:
-        """The first texts of a part of the data, each cut to what the model takes, padded to the longest of a batch."""
-        texts = [text for _, text in self.kind.texts(part)[:count]]
-        encoded = self.tokenizer(texts, truncation=True, max_length=longest_row(self.tokenizer))
-        return list(padded_batches(self.tokenizer, rows_of(self.tokenizer, encoded), batch_size, None, "length"))
+        rows = encoded_texts(self.tokenizer, self.kind.texts("train")[:count])
+        return [self._own_inputs(batch) for batch in padded_batches(self.tokenizer, rows, 1, None, "length")]
 
     def table(self) -> Table:
         """Class, origin and size."""
@@ -176,52 +171,6 @@ class LoadedModel(Displayed):
         """Without what this model does not take, such as segments for those without them."""
         known = argument_names(self.model)
         return {name: tensor for name, tensor in inputs.items() if name in known}
-
-
-@dataclass(frozen=True)
-class TaskMetric:
-    """The task's main metric, in percent, on its first examples."""
-
-    task: Task
-    examples: int
-
-    def __call__(self, model: Model) -> float:
-        """Score a model."""
-        return self.task.evaluate(model, limit=self.examples).metrics[self.task.kind.data.metric]
-
-
-@dataclass(frozen=True)
-class VectorMetric:
-    """The mean cosine, in percent, of a model's vectors with those of the model that was loaded."""
-
-    task: str
-    # As the tokenizer makes them; the names of those that the model takes.
-    batches: tuple[dict[str, torch.Tensor], ...]
-    names: tuple[str, ...]
-    wanted: torch.Tensor
-
-    @classmethod
-    def of(cls, loaded: LoadedModel, examples: int) -> VectorMetric:
-        """For a loaded model, on so many texts."""
-        batches = tuple(loaded.text_batches("heldout", examples))
-        names = tuple(name for name in batches[0] if name in argument_names(loaded.model))
-        return cls(loaded.task, batches, names, _vectors(loaded.kind, loaded.model, batches, names))
-
-    def __call__(self, model: Model) -> float:
-        """Compare a model."""
-        seen = _vectors(get_kind(self.task), model, self.batches, self.names)
-        return 100.0 * torch.nn.functional.cosine_similarity(seen, self.wanted, dim=-1).mean().item()
-
-
-def _vectors(
-    kind: TaskKind, model: Model, batches: tuple[dict[str, torch.Tensor], ...], names: tuple[str, ...]
-) -> torch.Tensor:
-    found = []
-    for batch in batches:
-        with torch.no_grad():
-            outputs = model(**{name: batch[name] for name in names})
-        found.append(kind.vectors(outputs, batch).float())
-    return torch.cat(found)
 
 
 def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) -> LoadedModel:

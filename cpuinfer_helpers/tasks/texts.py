@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.tasks.batches import padded
+from cpuinfer_helpers.tasks.batches import padded, rows_of
 from cpuinfer_helpers.tasks.data_files import DATA
 from cpuinfer_helpers.tasks.files import read_json
 from cpuinfer_helpers.tasks.squad.windows import MAX_SEQ_LENGTH
@@ -78,6 +78,12 @@ def random_tokens(config: Any, batch_size: int, length: int) -> dict[str, torch.
         )
     ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(_SEED))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def encoded_texts(tokenizer: Any, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
+    """A row for each text, without what stands before it, cut to what the model takes."""
+    encoded = tokenizer([text for _, text in texts], truncation=True, max_length=longest_row(tokenizer))
+    return rows_of(tokenizer, encoded)
 
 
 def usual_length(config: Any) -> int:

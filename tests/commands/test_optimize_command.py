@@ -12,6 +12,7 @@ from cpuinfer_helpers.__main__ import main
 from cpuinfer_helpers.commands import optimize
 from cpuinfer_helpers.optimize import search
 from tests.conftest import make_bert, make_inputs, write_tokenizer
+from tests.tasks.kinds.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path / "cache"))
 
 
-def words(folder: Path, *more: str) -> list[str]:
-    return ["optimize", "--model", str(folder), "--task", "text-classification", *more]
+def words(folder: Path, *more: str, task: str = "text-classification") -> list[str]:
+    return ["optimize", "--model", str(folder), "--task", task, *more]
 
 
 def test_a_model_is_optimized_saved_and_told(
@@ -161,3 +162,34 @@ def test_the_metric_of_the_task_and_rows_to_calibrate_with(model_folder: Path, m
         main(words(model_folder, "--metric-examples", "2", "--precisions", "int8,fp32", "--length", "16", "--refresh"))
     assert given["precisions"] == ["int8", "fp32"] and given["refresh"] is True and 0 <= given["score"] <= 100
     assert given["calibration"] and all(row["input_ids"].shape[1] <= 64 for row in given["calibration"])
+
+
+def test_a_model_without_a_head_keeps_the_directions_of_its_vectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, result = save_tiny("feature-extraction", tmp_path / "model"), tmp_path / "result.json"
+    asked = ["--recipes", "torchscript-fp32", "--length", "16", "--metric-examples", "3", "--budget", "60"]
+    assert main(words(folder, *asked, "--result", str(result), task="feature-extraction")) == 0
+    assert "BertModel" in capsys.readouterr().out
+    rows = cpu.Comparison.load(result).rows
+    assert set(rows) == {"eager-fp32", "torchscript-fp32"}
+    assert all(float(row.receipt.evidence["metric"]) == pytest.approx(100.0, abs=1e-3) for row in rows.values())
+
+
+@pytest.mark.parametrize("task", ["audio-classification", "fill-mask", "image-classification", "sentence-similarity"])
+def test_each_kind_of_task_gives_the_inputs_and_rows_that_its_model_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    given: dict[str, object] = {}
+
+    def noted(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **options: object) -> object:
+        given.update(options)
+        with torch.no_grad():
+            given["rows"] = [model(**some)[0].shape[0] for some in (inputs, *options["calibration"])]
+        return "optimized"
+
+    monkeypatch.setattr(optimize, "optimize", noted)
+    folder = save_tiny(task, tmp_path / "model")
+    assert main(words(folder, "--precisions", "int8", "--batch", "2", task=task)) == 0
+    reads_texts = task in ("fill-mask", "sentence-similarity")
+    assert given["rows"] == [2, *[1] * (32 if reads_texts else 0)] and given["metric"] is None

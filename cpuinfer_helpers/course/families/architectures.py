@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.machine import switches
-from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
+from cpuinfer_helpers.tasks.kinds.registry import loadable_kind
 
 # Rows of the embedding table are looked up, not multiplied with: their number costs memory and hardly any time.
 _VOCABULARY = 2048
@@ -72,7 +72,7 @@ class Family:
         """
         import transformers
 
-        kind = kind_with_data(task)
+        kind = loadable_kind(task)
         settings = {**self.sizes, self.layers_name: layers * self.layer_factor, "vocab_size": _VOCABULARY}
         if kind.data.labels:
             settings["num_labels"] = len(kind.data.labels)

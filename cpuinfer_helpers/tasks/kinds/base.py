@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,6 @@ class TaskData:
     ----------
     files
         The file of each part: ``train``, from which nothing is scored, ``heldout`` and others.
-    source
-        Where model and data are on the hub.
     read
         Reads a file; raises DataError where it is malformed.
     text_of
@@ -86,10 +84,12 @@ class TaskData:
         None where it is given none.
     collator
         Name of transformers' class that makes batches of such rows for a Trainer.
+    source
+        Where model and data are on the hub; then this package ships a trained checkpoint of the kind too. None where
+        there is neither.
     """
 
     files: Mapping[str, Path]
-    source: HubSource
     read: Callable[[Path], Sequence[Any]]
     text_of: Callable[[Any], Text]
     encode: Callable[[Any, Sequence[Any]], Encoded]
@@ -100,6 +100,7 @@ class TaskData:
     labels: tuple[str, ...] = ()
     label_numbers: Callable[[Encoded, Sequence[Any], Mapping[str, int]], list[Any]] | None = None
     collator: str = "DataCollatorWithPadding"
+    source: HubSource | None = None
 
     def examples(self, part: str) -> Sequence[Any]:
         """The examples of one part."""
@@ -150,7 +151,7 @@ class TaskKind:
     name: str
     auto_class: str
     processor: str = "AutoTokenizer"
-    inputs: Callable[[TaskKind, Any, Any, int, int | None], dict[str, torch.Tensor]] = field(default=inputs_of_texts)
+    inputs: Callable[[TaskKind, Any, Any, int, int | None], dict[str, torch.Tensor]] = inputs_of_texts
     data: TaskData | None = None
     vectors: Callable[[Tensors, Tensors], torch.Tensor] | None = None
     told_by: str | None = ""

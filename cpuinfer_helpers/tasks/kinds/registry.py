@@ -23,8 +23,8 @@ def kind_names() -> tuple[str, ...]:
 
 
 def task_names() -> tuple[str, ...]:
-    """Names of the kinds that have data, which :func:`~cpuinfer_helpers.load_task` loads."""
-    return tuple(kind.name for kind in kinds() if kind.data is not None)
+    """Names of the kinds that have data and a trained model, which :func:`~cpuinfer_helpers.load_task` loads."""
+    return tuple(kind.name for kind in kinds() if kind.data is not None and kind.data.source is not None)
 
 
 def get_kind(name: str) -> TaskKind:
@@ -41,18 +41,32 @@ def get_kind(name: str) -> TaskKind:
 
 
 def kind_with_data(name: str) -> TaskKind:
-    """The kind of a name, if it has data.
+    """The kind of a name, which has data.
 
     Raises
     ------
     InputError
         If there is none, or it has no data.
     """
-    if isinstance(name, str) and name in _registry() and name not in task_names():
+    kind = get_kind(name)
+    if kind.data is None:
         raise InputError(f"there is no data for {name}; choose from {', '.join(task_names())}")
-    if name not in task_names():
-        raise InputError(f"unknown task {name!r}; choose from {', '.join(task_names())}")
-    return _registry()[name]
+    return kind
+
+
+def loadable_kind(name: str) -> TaskKind:
+    """The kind of a name, which has data and a trained model.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it lacks one of the two.
+    """
+    if not isinstance(name, str) or name not in task_names():
+        known = isinstance(name, str) and name in kind_names()
+        what = f"there is no data and no trained model for {name}" if known else f"unknown task {name!r}"
+        raise InputError(f"{what}; choose from {', '.join(task_names())}")
+    return get_kind(name)
 
 
 @cache

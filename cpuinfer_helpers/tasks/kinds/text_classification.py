@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpuinfer_helpers.errors import DataError
-from cpuinfer_helpers.tasks.batches import rows_of
 from cpuinfer_helpers.tasks.files import is_text, read_records
 from cpuinfer_helpers.tasks.hub import DatasetFile
 from cpuinfer_helpers.tasks.kinds.base import Encoded, HubSource, Outputs, TaskData, TaskKind, accuracy, shipped_files
-from cpuinfer_helpers.tasks.texts import longest_row
+from cpuinfer_helpers.tasks.texts import encoded_texts
 
 NAME = "text-classification"
 # In the order in which SST-2 on the hub numbers them.
@@ -53,8 +52,7 @@ def _text_of(example: LabelledText) -> tuple[str, str]:
 
 def _encode(tokenizer: Any, examples: Sequence[LabelledText]) -> Encoded:
     """Tokenize texts, cut to what the model takes."""
-    texts = [example.text for example in examples]
-    return Encoded(rows_of(tokenizer, tokenizer(texts, truncation=True, max_length=longest_row(tokenizer))))
+    return Encoded(encoded_texts(tokenizer, [_text_of(example) for example in examples]))
 
 
 def _decode(
