@@ -106,7 +106,7 @@ def compare(
     content = {**request, "model": model, "calibration": rows}
     with Session(content, threads=threads, timeout_s=timeout_s, memory_bytes=memory_bytes) as session:
         bench = Bench(session, request, budget_s, relative_width, getattr(model, "config", None))
-        job = _Job(bench, verify)
+        job = _ComparisonRun(bench, verify)
         job.run(chosen, measure_roofline)
     return Comparison(
         rows={recipe.name: job.rows[recipe.name] for recipe in chosen},
@@ -132,7 +132,7 @@ def circumstances(model: torch.nn.Module, inputs: Mapping[str, Any], threads: in
 
 
 @dataclass
-class _Job:
+class _ComparisonRun:
     """Carries what is seen on the way into the rows."""
 
     bench: Bench

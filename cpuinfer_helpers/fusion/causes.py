@@ -11,7 +11,7 @@ import torch
 from cpuinfer_helpers.fusion import operators as ops
 from cpuinfer_helpers.fusion import patterns
 from cpuinfer_helpers.fusion.events import Event
-from cpuinfer_helpers.fusion.evidence import Evidence, Fused
+from cpuinfer_helpers.fusion.observed import Evidence, Fused
 from cpuinfer_helpers.fusion.patterns import PATTERNS, Pattern
 from cpuinfer_helpers.graph import PARTITIONS
 from cpuinfer_helpers.machine import instructions

@@ -9,7 +9,7 @@ from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, charts
 from cpuinfer_helpers.fusion import operators as ops
-from cpuinfer_helpers.fusion.evidence import Evidence
+from cpuinfer_helpers.fusion.observed import Evidence
 from cpuinfer_helpers.fusion.patterns import PATTERNS
 
 # A fused operator does the work of so many at most, a partition included.

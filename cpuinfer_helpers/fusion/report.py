@@ -12,8 +12,8 @@ import torch
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.fusion.causes import why_not
-from cpuinfer_helpers.fusion.evidence import Evidence, Fused, gather
 from cpuinfer_helpers.fusion.layer import LayerPicture, LayerRow, picture
+from cpuinfer_helpers.fusion.observed import Evidence, Fused, gather
 from cpuinfer_helpers.fusion.patterns import PATTERNS, STOCK_ATTENTION, Pattern
 from cpuinfer_helpers.graph import CALLS_UNTIL_OPTIMISED, jit_deprecations_ignored
 

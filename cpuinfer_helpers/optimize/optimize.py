@@ -118,7 +118,7 @@ def optimize(
     check_positive(budget_s=budget_s, memory_bytes=memory_bytes)
     _check_metric(metric, metric_name)
     rows = calibration_rows(calibration, bind_inputs(model, inputs))
-    job = _Job(model, request["inputs"], tolerance, metric, metric_kept, rows)
+    job = _OptimizationRequest(model, request["inputs"], tolerance, metric, metric_kept, rows)
     settings = {
         "tolerance": tolerance,
         "metric": metric if metric_name is None else metric_name,
@@ -155,7 +155,7 @@ def optimize(
 
 
 @dataclass
-class _Job:
+class _OptimizationRequest:
     """One request: prepares in this process what was chosen in others."""
 
     model: torch.nn.Module

@@ -132,7 +132,7 @@ def prepare_like(
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe is a {type(recipe).__name__}; give a name or a Recipe object")
     rows = calibration_rows(calibration, reference.inputs)
-    job = _Job(recipe, reference, rows, verify, tolerance, tuple(further))
+    job = _PreparationRequest(recipe, reference, rows, verify, tolerance, tuple(further))
     try:
         with switches.held(), torch.inference_mode(False):
             return job.run_each_shape() if each_shape and verify else job.run()
@@ -189,7 +189,7 @@ def verify_prepared(
 
 
 @dataclass
-class _Job:
+class _PreparationRequest:
     """One request to prepare a model: carries what is seen on the way into the receipt."""
 
     recipe: Recipe
@@ -259,7 +259,9 @@ class _Job:
         """The same for inputs of exactly this shape."""
         with switches.held(), torch.inference_mode(False):
             reference = Reference(self.reference.model, BoundInputs(tensors, self.reference.inputs.constants))
-            return _Job(self.recipe, reference, self.calibration, self.verify, self.tolerance, one_shape=True).run()
+            return _PreparationRequest(
+                self.recipe, reference, self.calibration, self.verify, self.tolerance, one_shape=True
+            ).run()
 
     def fallback(self, reason: str) -> PreparedModel:
         return PreparedModel(

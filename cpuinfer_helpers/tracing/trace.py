@@ -102,7 +102,7 @@ def trace_model(
     _check_choice("input_style", input_style, _INPUT_STYLES)
     _check_choice("on_failure", on_failure, _ON_FAILURE)
     sweep()
-    job = _Job(Reference.of(model, example_inputs), input_style, freeze, verify)
+    job = _TraceRequest(Reference.of(model, example_inputs), input_style, freeze, verify)
     try:
         with switches.held(), torch.inference_mode(False):
             return job.run_each_shape() if each_shape else job.run()
@@ -173,7 +173,7 @@ def _autocast_now() -> Callable[[], torch.autocast]:
 
 
 @dataclass
-class _Job:
+class _TraceRequest:
     """One request to trace a model: carries what is seen on the way into the receipt."""
 
     reference: Reference
@@ -255,7 +255,7 @@ class _Job:
         with switches.held(), torch.inference_mode(False), self.autocast():
             return self._again(tensors)._first_right_at_shape()
 
-    def _ways(self) -> Iterator[_Job]:
+    def _ways(self) -> Iterator[_TraceRequest]:
         """This job, and the same with padding in what is traced, for models that look whether there is any."""
         yield self
         if with_padding(self.reference.config, self.inputs.tensors) is not None:
@@ -280,10 +280,10 @@ class _Job:
         self._compared(traced, same_shape_plan(self.reference.config, self.inputs.tensors))
         return ShapeTrace(module, adapter.spec, traced.probe, self.checks)
 
-    def _again(self, tensors: dict[str, torch.Tensor]) -> _Job:
+    def _again(self, tensors: dict[str, torch.Tensor]) -> _TraceRequest:
         """The same request for inputs of another shape."""
         reference = Reference(self.model, BoundInputs(tensors, self.inputs.constants))
-        return _Job(reference, self.input_style, self.freeze, self.verify)
+        return _TraceRequest(reference, self.input_style, self.freeze, self.verify)
 
     def _compared(self, traced: TracedModel, questions: Iterable[Question] | None = None) -> Verification:
         """What the comparison has found; TraceError where an answer is not the model's."""

@@ -12,7 +12,7 @@ from cpuinfer_helpers import graph
 from cpuinfer_helpers.fusion import PATTERNS, causes
 from cpuinfer_helpers.fusion.causes import why_not
 from cpuinfer_helpers.fusion.events import Event, Profile
-from cpuinfer_helpers.fusion.evidence import Evidence
+from cpuinfer_helpers.fusion.observed import Evidence
 from cpuinfer_helpers.machine.report import machine_report
 
 PATTERN = {pattern.name: pattern for pattern in PATTERNS}

@@ -114,7 +114,7 @@ def compare_families(
             progress.set_description(f"{family.title}, {task}")
             model = family.make_model(task, layers)
             session.take(model, family.make_inputs(model, batch_size, length))
-            rows += _Job(session, family.title, task, budget_s, relative_width).run(able)
+            rows += _ModelRun(session, family.title, task, budget_s, relative_width).run(able)
     report = machine_report()
     ran = dict.fromkeys(recipe.precision for recipe in able)
     return FamilyComparison(
@@ -183,7 +183,7 @@ class _Candidate:
 
 
 @dataclass
-class _Job:
+class _ModelRun:
     """One model: carries what is seen of it into rows."""
 
     session: _ModelSession
