@@ -9,6 +9,11 @@ from pathlib import Path
 from cpuinfer_helpers.errors import InputError
 
 
+# Where the control group file system is mounted, and the file that names this process's groups.
+_GROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
 def check_threads(count: object) -> int:
     """The number, if so many threads can be started.
 
@@ -28,7 +33,7 @@ def most_threads() -> int:
     return max(256, 4 * (os.cpu_count() or 1))
 
 
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+def cpu_quota(root: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> float | None:
     """CPUs' worth of time that the control groups of this process grant.
 
     Parameters
@@ -72,21 +77,27 @@ def _control_groups(root: Path, membership: Path, controller: str) -> Iterator[P
     yield root
 
 
-def free_bytes(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that new processes can have: what the machine has free, and what every control group still grants.
+def free_bytes(root: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Bytes that new processes can have; see :func:`memory`."""
+    return memory(root, membership)[1]
 
-    A control group charges its processes for the file cache, which the kernel gives up when asked for memory; so that
-    part counts as free.
+
+def memory(root: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> tuple[int, int]:
+    """Bytes that this process and its children may use in all, and those of them that are free.
+
+    What the machine has, and what every control group grants. A control group charges its processes for the file cache,
+    which the kernel gives up when asked for memory; so that part counts as free.
     """
     import psutil
 
-    free = psutil.virtual_memory().available
+    seen = psutil.virtual_memory()
+    total, free = seen.total, seen.available
     for folder in _control_groups(root, membership, "memory"):
         limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
-        if limit is not None and used is not None:
-            free = min(free, limit - used + _file_cache(folder))
-    return max(free, 0)
+        if limit is not None:
+            total, free = min(total, limit), min(free, limit - (used or 0) + _file_cache(folder))
+    return total, max(free, 0)
 
 
 def _file_cache(folder: Path) -> int:
@@ -100,21 +111,6 @@ def _file_cache(folder: Path) -> int:
 def _number(path: Path) -> int | None:
     text = text_of(path).strip()
     return int(text) if text.isdigit() else None
-
-
-def memory() -> tuple[int, int]:
-    """Bytes that this process may use in all, and those of them that are free."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, available = memory.total, memory.available
-    for folder in _control_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), "memory"):
-        limit = text_of(folder / "memory.max").strip() or text_of(folder / "memory.limit_in_bytes").strip()
-        used = text_of(folder / "memory.current").strip() or text_of(folder / "memory.usage_in_bytes").strip()
-        if limit.isdigit() and int(limit) < total:
-            total = int(limit)
-            available = min(available, total - int(used or 0))
-    return total, max(available, 0)
 
 
 def cores_allowed() -> int:
