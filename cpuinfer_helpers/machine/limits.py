@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cpuinfer_helpers.errors import InputError
 
-
 # Where the control group file system is mounted, and the file that names this process's groups.
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
