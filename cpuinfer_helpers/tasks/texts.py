@@ -13,6 +13,7 @@ from cpuinfer_helpers.tasks.batches import padded, rows_of
 from cpuinfer_helpers.tasks.data_files import DATA
 from cpuinfer_helpers.tasks.files import read_json
 from cpuinfer_helpers.tasks.squad.windows import MAX_SEQ_LENGTH
+from cpuinfer_helpers.verification.variations import most_positions
 
 # A text, and what stands before it as a sequence of its own, such as a question; empty where nothing does.
 Text = tuple[str, str]
@@ -88,9 +89,7 @@ def encoded_texts(tokenizer: Any, texts: Sequence[Text]) -> list[dict[str, list[
 
 def usual_length(config: Any) -> int:
     """384 tokens as in the guide, or as many as the model has positions for."""
-    longest = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and its kin number positions from two.
-    return min(MAX_SEQ_LENGTH, longest - 2) if isinstance(longest, int) and longest > 2 else MAX_SEQ_LENGTH
+    return min(MAX_SEQ_LENGTH, most_positions(config) or MAX_SEQ_LENGTH)
 
 
 def longest_row(tokenizer: Any) -> int:

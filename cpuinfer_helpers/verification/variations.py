@@ -170,6 +170,13 @@ def shape_text(inputs: Tensors) -> str:
     return " x ".join(map(str, next(iter(inputs.values())).shape))
 
 
+def most_positions(config: Any) -> int | None:
+    """The longest row that a model is sure to have positions for, by its configuration, or None."""
+    limit = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and its kin number positions from two.
+    return limit - 2 if isinstance(limit, int) and limit > 2 else None
+
+
 def valid_positions(inputs: Mapping[str, Any], config: Any = None) -> Valid:
     """Positions that are no padding, as the attention mask of shape (batch, length) says.
 
@@ -384,9 +391,7 @@ class _Shapes:
         return next((group.slots for group in self.groups if group.size == size), ())
 
     def limited(self, length: int) -> int:
-        limit = getattr(self.config, "max_position_embeddings", None)
-        # RoBERTa and its kin number positions from two.
-        return min(length, limit - 2) if isinstance(limit, int) and limit > 2 else length
+        return min(length, most_positions(self.config) or length)
 
     def position_limits(self) -> tuple[int, ...]:
         """Largest lengths that the configuration names, for whichever of the sequences they hold."""

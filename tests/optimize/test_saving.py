@@ -263,7 +263,7 @@ def test_instructions_that_this_cpu_lacks_are_named(copied: Path) -> None:
 def test_another_cpu_with_the_same_instructions_is_a_warning(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     change_manifest(copied, cpu="Another CPU", isa=[])
     assert cpu.load_optimized(copied).recipe == "torchscript-fp32"
-    assert "fastest on Another CPU" in caplog.text and "optimize()" in caplog.text
+    assert "prepared on Another CPU" in caplog.text and "optimize()" in caplog.text
 
 
 @pytest.fixture
@@ -298,9 +298,7 @@ def test_a_recipe_that_this_version_does_not_know(copied: Path) -> None:
 
 def test_a_folder_of_a_trace_and_the_other_way_round(copied: Path, tmp_path: Path) -> None:
     trace = cpu.trace_model(Tied(), values()).save(tmp_path / "trace")
-    with pytest.raises(cpu.ArtifactError, match="holds 'cpuinfer-traced-model'") as caught:
-        cpu.load_optimized(trace)
-    assert str(trace) in str(caught.value)
+    assert type(cpu.load_optimized(trace)) is cpu.TracedModel
     with pytest.raises(cpu.ArtifactError, match="holds 'cpuinfer-optimized-model'"):
         cpu.TracedModel.load(copied)
     with pytest.raises(cpu.ArtifactError, match=r"is no cpuinfer-optimized-model"):

@@ -15,7 +15,7 @@ from cpuinfer_helpers.interface.outputs import take_apart
 from cpuinfer_helpers.recipes.base import Request, Tensors
 from cpuinfer_helpers.saving.plain import check_fields
 from cpuinfer_helpers.verification.equality import difference, valid_for
-from cpuinfer_helpers.verification.variations import of_lengths, valid_positions
+from cpuinfer_helpers.verification.variations import most_positions, of_lengths, valid_positions
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -140,7 +140,7 @@ def with_buckets(request: Request, answer: Answer) -> Answer:
     pad_token = getattr(request.config, "pad_token_id", None) or 0
     fill = {name: pad_token if name == "input_ids" else 0 for name in _sequences(request.inputs.tensors)}
     try:
-        buckets = LengthBuckets(answer, fill, _length_dims(request), _longest(request.config))
+        buckets = LengthBuckets(answer, fill, _length_dims(request), most_positions(request.config))
         return buckets if _padding_is_ignored(request, buckets) else answer
     except Exception as error:  # a model may refuse other lengths in any way
         logger.info("lengths are not padded: %s", first_line(error))
@@ -173,14 +173,6 @@ def _sequences(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor.dim() >= 2 and tensor.shape[1] == length}
 
 
-def _longest(config: Any) -> int | None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 2:
-        return None
-    # RoBERTa and its kin number positions from two; for others, two tokens more are not padded to.
-    return positions - 2
-
-
 def _length_dims(request: Request) -> dict[str, tuple[int, ...]]:
     """Which dimensions of each output follow the length: those that differ between two short lengths."""
     longer = _short_length(request.config)
@@ -193,7 +185,7 @@ def _length_dims(request: Request) -> dict[str, tuple[int, ...]]:
 
 
 def _short_length(config: Any) -> int:
-    return min(11, _longest(config) or 11)
+    return min(11, most_positions(config) or 11)
 
 
 def _outputs(request: Request, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
