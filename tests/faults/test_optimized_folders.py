@@ -207,6 +207,7 @@ def test_an_interrupt_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.Monk
     from dataclasses import replace
 
     from cpuinfer_helpers.optimize import model
+    from cpuinfer_helpers.recipes import prepared
     from cpuinfer_helpers.saving import folders
 
     target = tmp_path / "saved" / "model"
@@ -222,10 +223,10 @@ def test_an_interrupt_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         if moment == "exporting":
-            known = model.get_recipe("torchscript-fp32")
-            patch.setattr(model, "get_recipe", lambda name: replace(known, export=after(known.export)))
+            known = cpu.get_recipe("torchscript-fp32")
+            patch.setattr(prepared, "recipe_to_save", lambda name: replace(known, export=after(known.export)))
         elif moment == "weights":
-            patch.setattr(model, "write_model", after(model.write_model))
+            patch.setattr(prepared, "write_model", after(prepared.write_model))
         elif moment == "comparison":
             patch.setattr(model, "as_text", after(model.as_text))
         else:
