@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from cpuinfer_helpers.verification.equality import Valid, largest_error, valid_f
 from cpuinfer_helpers.verification.variations import valid_positions
 
 Tensors = Mapping[str, torch.Tensor]
+
+# Outputs of transformers' models that are no choice among labels.
+_VECTORS = re.compile(r"(\w+_)?(last_hidden_state|hidden_states|pooler_output|embeds|embeddings)\b")
 
 
 def max_error(
@@ -50,7 +54,8 @@ def label_agreement(
     A label is the place of the largest number along an output's last dimension: the class of each row for
     (batch, classes); the class of each valid token for (batch, length, classes); and for (batch, length), such as
     ``start_logits``, the token of each row, among its valid ones. Outputs named ``...logits`` are looked at; all
-    floating outputs where there are none.
+    floating outputs where there are none, but for vectors as transformers names them (``last_hidden_state``,
+    ``pooler_output``, ``...embeds``), whose largest number tells nothing.
 
     Parameters
     ----------
@@ -77,7 +82,7 @@ def label_agreement(
 def _label_outputs(outputs: Tensors) -> list[str]:
     # With a single number along the last dimension there is nothing to choose.
     able = [n for n, t in outputs.items() if t.is_floating_point() and t.dim() >= 2 and t.shape[-1] > 1]
-    return [name for name in able if name.endswith("logits")] or able
+    return [name for name in able if name.endswith("logits")] or [name for name in able if not _VECTORS.match(name)]
 
 
 def _labels(output: torch.Tensor, valid: Valid) -> torch.Tensor:

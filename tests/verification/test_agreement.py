@@ -47,6 +47,18 @@ def test_a_regression_and_integers_have_no_labels():
     assert label_agreement([outputs], [outputs], [{}]) == (None, 0)
 
 
+@pytest.mark.parametrize(
+    "name", ["last_hidden_state", "pooler_output", "hidden_states.0", "text_embeds", "encoder_last_hidden_state"]
+)
+def test_a_vector_is_no_choice_among_labels(name):
+    vectors = {name: torch.tensor([[0.1, 0.9, 0.3]])}
+    assert label_agreement([vectors], [vectors], [{}]) == (None, 0)
+    assert label_agreement([{**vectors, "logits": torch.eye(2)}], [{**vectors, "logits": torch.eye(2)}], [{}]) == (
+        100.0,
+        2,
+    )
+
+
 def test_all_inputs_count_together():
     one, other = {"logits": torch.tensor([[0.0, 1.0]])}, {"logits": torch.tensor([[1.0, 0.0]])}
     assert label_agreement([one, one], [one, other], [{}, {}]) == (50.0, 2)
