@@ -34,8 +34,8 @@ def test_places_in_the_text_are_chosen_among_valid_tokens():
 
 def test_only_logits_count_where_there_are_any_and_all_floating_outputs_otherwise():
     logits, hidden = torch.eye(3), torch.rand(3, 4, 8)
-    expected = {"logits": logits, "hidden_states.0": hidden}
-    seen = {"logits": logits, "hidden_states.0": -hidden}
+    expected = {"logits": logits, "scores": hidden}
+    seen = {"logits": logits, "scores": -hidden}
     assert label_agreement([expected], [seen], [{}]) == (100.0, 3)
     del expected["logits"]
     percent, labels = label_agreement([expected], [seen], [{}])
