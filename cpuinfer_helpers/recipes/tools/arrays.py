@@ -21,11 +21,16 @@ def array_maker(example: Mapping[str, torch.Tensor]) -> Callable[[str, torch.Ten
 
 
 def attention_copy(request: Request, implementation: str) -> torch.nn.Module:
-    """A copy of the model with the attention that a backend runs fastest, unless attention maps were asked for.
+    """A copy of the model without a key-value cache, and with an attention unless attention maps were asked for.
 
-    Only eager attention can return those.
+    Only eager attention can return those. The cache is no output of what is prepared; it begins as a tensor without
+    dimensions that others are appended to, which not every backend can do.
     """
     asked = request.inputs.constants.get("output_attentions", getattr(request.config, "output_attentions", False))
-    if asked and attention_of(request.model) == "eager":
-        return shared_copy(request.model)
-    return with_attention(request.model, implementation)
+    keeps = asked and attention_of(request.model) == "eager"
+    copied = shared_copy(request.model) if keeps else with_attention(request.model, implementation)
+    for part in copied.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False
+    return copied

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import transformers
 
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.machine.report import machine_report
@@ -182,6 +183,21 @@ def test_attention_maps_where_they_are_asked_for(eager_bert):
     result = prepare("openvino-fp32", eager_bert, inputs, on_failure="raise")
     assert result.receipt.attention_implementation == "eager"
     assert len(result(**make_inputs()).attentions) == 2
+
+
+@pytest.mark.parametrize("model_class", ["BioGptForSequenceClassification", "GPTNeoXForQuestionAnswering"])
+def test_decoders_with_a_cache_and_padding_on_the_left(model_class):
+    """SDPA of rows that may see nothing is NaN there, and a cache begins as a tensor without dimensions."""
+    config_class = getattr(transformers, model_class).config_class
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+    config = config_class(**sizes, vocab_size=120, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(config).eval()
+    inputs = {name: make_inputs()[name] for name in ("input_ids", "attention_mask")}
+    prepared = prepare("openvino-fp32", model, inputs)
+    assert prepared.prepared, prepared.reason
+    assert any("padding on the left" in check.name and check.passed for check in prepared.receipt.checks)
+    assert model.config.use_cache
 
 
 def test_eager_attention_becomes_sdpa(eager_bert):
