@@ -151,7 +151,7 @@ def test_a_metric_that_fails_on_the_model_itself_is_the_callers_error() -> None:
 def test_the_budget_ends_what_takes_longer() -> None:
     started = time.monotonic()
     recipes = make_recipes("hanging-fp32", "once-fp32")
-    optimized = cpu.optimize(make_model(), make_inputs(), recipes=recipes, budget_s=12)
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=recipes, budget_s=30)
     # Well beyond the budget, for busy machines, and far below the thousand seconds that it would hang.
     assert time.monotonic() - started < 100
     assert str(optimized.comparison["hanging-fp32"].status).startswith("timed out: prepare took more than")
@@ -161,7 +161,7 @@ def test_the_budget_ends_what_takes_longer() -> None:
 def test_measuring_ends_with_the_budget_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_MEASURING_SHARE", 1.0)
     monkeypatch.setattr(search, "_RELATIVE_WIDTH", 0.0)  # never certain enough
-    optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("once-fp32"), budget_s=20)
+    optimized = cpu.optimize(make_model(), make_inputs(), recipes=make_recipes("once-fp32"), budget_s=35)
     assert [row.status.kind for row in optimized.comparison.rows.values()] == ["successful", "successful"]
     assert optimized.recipe == "once-fp32" and optimized.result.timing.stopped_by == "budget"
 
