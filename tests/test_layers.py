@@ -56,10 +56,6 @@ class Import(NamedTuple):
         return f"{self.importer} imports {self.imported}"
 
 
-# Imports that run upward, or close a circle. Each has to go; none may come.
-STILL_TO_MEND: frozenset[Import] = frozenset()
-
-
 def module_of(path: Path) -> str:
     """``recipes/base.py`` is ``recipes.base``; a folder's ``__init__.py`` is the folder; the package's is itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -131,27 +127,17 @@ def test_a_room_imports_only_what_stands_below_it():
     wrong = [
         f"{one}, but {room_of(one.imported)} stands above {room_of(one.importer)}: move what both need into "
         f"{room_of(one.importer)} or below, or have it handed in"
-        for one in sorted(all_imports() - STILL_TO_MEND)
+        for one in sorted(all_imports())
         if runs_upward(one)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_modules_import_each_other():
-    imports = all_imports() - STILL_TO_MEND
+    imports = all_imports()
     circles = {frozenset(circle): circle for one in sorted(imports) if (circle := circle_through(one, imports))}
     wrong = [f"{' imports '.join([*circle, circle[0]])}: none of them is the lower one" for circle in circles.values()]
     assert not wrong, "\n".join(wrong)
-
-
-def test_what_is_still_to_mend_is_still_wrong():
-    imports = all_imports()
-    mended = [
-        f"{one} no more, or it does no harm: take it out of STILL_TO_MEND"
-        for one in sorted(STILL_TO_MEND)
-        if one not in imports or not (runs_upward(one) or circle_through(one, imports))
-    ]
-    assert not mended, "\n".join(mended)
 
 
 def test_the_packages_root_holds_rooms_and_nothing_else():

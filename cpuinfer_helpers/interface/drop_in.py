@@ -132,11 +132,11 @@ class DropIn(SaysWhatItIs, Carried):
         """The answers to inputs as tensors by name, under a fixed seed."""
         return run_seeded(lambda given: self(**given), tensors)
 
-    def _tensors_of(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _tensors_of(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors of a call, seen to be those of the example."""
         self._refuse_fork()
         if self.inputs.fit(inputs):
-            return dict(inputs)
+            return inputs
         return self.inputs.only_tensors(inputs, some=not self._compiled)
 
     def _in_place(self, tensors: Tensors) -> Any:

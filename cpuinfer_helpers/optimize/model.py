@@ -70,9 +70,6 @@ class OptimizedModel(DropIn):
     def _compiled(self) -> bool:
         return self.prepared._compiled
 
-    def _answer(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        return self.prepared._answer(inputs)
-
     @property
     def reason(self) -> str | None:
         """Why the eager model stays; None if another recipe was seen to be faster."""

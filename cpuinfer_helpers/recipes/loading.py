@@ -16,9 +16,7 @@ from cpuinfer_helpers.recipes.preparation import prepare
 from cpuinfer_helpers.recipes.prepared import KIND, PreparedModel
 from cpuinfer_helpers.recipes.saved import read_example, read_recipe_manifest
 from cpuinfer_helpers.saving.kinds import loads
-from cpuinfer_helpers.saving.probe import run_probe
 from cpuinfer_helpers.saving.weights import read_model
-from cpuinfer_helpers.verification.variations import valid_positions
 
 
 @loads(KIND)
@@ -78,18 +76,10 @@ def load_of_kind(
             given = {**inputs.tensors, **inputs.constants}
             prepared = _prepared_anew(manifest, recipe, eager, given, calibration, verify=rebuild)
         else:
-            prepared = PreparedModel.restored(manifest, recipe, folder)
+            prepared = PreparedModel.restored(manifest, recipe, inputs, probe, folder)
         result = finish(manifest, prepared, eager, folder)
         if verify:
-            run_probe(
-                prepared.named_answers,
-                probe,
-                folder,
-                advice="load_optimized(..., rebuild=True) prepares it anew",
-                valid=valid_positions(inputs.tensors, prepared.config),
-                precision=recipe.precision,
-                tolerance=manifest["tolerance"],
-            )
+            prepared.run_probe(probe, folder)
     except (ArtifactError, RecipeError):
         raise
     except Exception as error:  # with a changed manifest it may be put together in any wrong way

@@ -61,8 +61,8 @@ def prepare(
         it; those that do use the example where there is none, and the receipt says so.
     verify
         Compare with the model on everything that :func:`~cpuinfer_helpers.verification.variations.plan` asks,
-        three calls each, with
-        a tolerance for the recipe's precision. A call with a size beyond those that were compared is an InputError.
+        three calls each, with a tolerance for the recipe's precision. A call with a size beyond those that were
+        compared is an InputError.
     tolerance
         Largest difference that passes, as a share of the scale of the answers (see
         :func:`~cpuinfer_helpers.verification.equality.difference`); that of the recipe's precision unless given.

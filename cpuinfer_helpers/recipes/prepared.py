@@ -19,7 +19,7 @@ from cpuinfer_helpers.interface.outputs import OutputSpec
 from cpuinfer_helpers.interface.reference import Reference
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request
-from cpuinfer_helpers.recipes.saved import circumstances, read_parts, recipe_to_save
+from cpuinfer_helpers.recipes.saved import circumstances, read_example, read_parts, recipe_to_save
 from cpuinfer_helpers.saving.folders import new_artifact
 from cpuinfer_helpers.saving.manifest import described
 from cpuinfer_helpers.saving.probe import PROBE_FILE, answers_of, probe_of, run_probe
@@ -214,20 +214,34 @@ class PreparedModel(DropIn):
         What a recipe makes anew from the weights when it is loaded is not made here: that takes as long as preparing.
         """
         try:
-            restored = PreparedModel.restored(manifest, recipe, folder)
-            restored.run_probe(folder)
+            inputs, probe = read_example(manifest, folder)
+            PreparedModel.restored(manifest, recipe, inputs, probe, folder).run_probe(probe, folder)
         except (CpuInferError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactError(
                 f"what was written cannot be loaded again, so nothing was saved: {first_line(error)}"
             ) from error
 
     @classmethod
-    def restored(cls, manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> PreparedModel:
+    def restored(
+        cls,
+        manifest: Mapping[str, Any],
+        recipe: Recipe,
+        inputs: BoundInputs,
+        probe: Mapping[str, torch.Tensor],
+        folder: Path,
+    ) -> PreparedModel:
         """What :meth:`save` wrote, from the backend's own files; see :func:`~cpuinfer_helpers.load_optimized`."""
-        return cls(model=None, **vars(read_parts(manifest, recipe, folder)))
+        return cls(model=None, **vars(read_parts(manifest, recipe, inputs, probe, folder)))
 
-    def run_probe(self, folder: Path) -> None:
-        """Compare the answers to the example, three calls, with those that the model gave.
+    def run_probe(self, probe: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """Compare the answers to the example, three calls, with those that the model gave when it was saved.
+
+        Parameters
+        ----------
+        probe
+            The example and those answers, as they were saved.
+        folder
+            Where it was saved, for the message.
 
         Raises
         ------
@@ -236,7 +250,7 @@ class PreparedModel(DropIn):
         """
         run_probe(
             self.named_answers,
-            self.probe,
+            probe,
             folder,
             advice="load_optimized(..., rebuild=True) prepares it anew",
             valid=valid_positions(self.inputs.tensors, self.config),

@@ -138,8 +138,23 @@ def read_example(manifest: Mapping[str, Any], folder: Path) -> tuple[BoundInputs
     return inputs, probe
 
 
-def read_parts(manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> Parts:
+def read_parts(
+    manifest: Mapping[str, Any],
+    recipe: Recipe,
+    inputs: BoundInputs,
+    probe: Mapping[str, torch.Tensor],
+    folder: Path,
+) -> Parts:
     """What the recipe had made, from its own files.
+
+    Parameters
+    ----------
+    manifest, recipe
+        What :func:`read_recipe_manifest` gave.
+    inputs, probe
+        What :func:`read_example` gave.
+    folder
+        Where the files are.
 
     Raises
     ------
@@ -150,7 +165,6 @@ def read_parts(manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> Par
     """
     if recipe.why_not:
         raise RecipeError(f"{folder} needs the recipe {recipe.name}: {recipe.why_not}")
-    inputs, probe = read_example(manifest, folder)
     spec = OutputSpec.from_dict(manifest["output"])
     dtypes = {name: dtype_of(dtype) for name, dtype in manifest["output_dtypes"].items()}
     # What the probe holds are the model's own answers, as it gave them.

@@ -72,8 +72,7 @@ def trace_model(
         Compare with the eager model on other batch sizes, every dimension shorter, longer and far longer, other
         contents, paddings, and other tokens under the padding, three calls each
         (:func:`~cpuinfer_helpers.verification.variations.plan`). A call with a size beyond those that were compared is
-        an
-        InputError.
+        an InputError.
     on_failure
         ``fallback``: the eager model answers, with a reason and a WARNING. ``raise``: a TraceError.
     each_shape

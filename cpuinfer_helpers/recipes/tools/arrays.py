@@ -24,7 +24,8 @@ def attention_copy(request: Request, implementation: str) -> torch.nn.Module:
     """A copy of the model without a key-value cache, and with an attention unless attention maps were asked for.
 
     Only eager attention can return those. The cache is no output of what is prepared; it begins as a tensor without
-    dimensions that others are appended to, which not every backend can do.
+    dimensions that others are appended to, which not every backend can do. Models whose ``forward`` takes ``use_cache``
+    are told by the adapter; others read their configuration.
     """
     asked = request.inputs.constants.get("output_attentions", getattr(request.config, "output_attentions", False))
     keeps = asked and attention_of(request.model) == "eager"
