@@ -144,8 +144,34 @@ def frozen_trace(
     return module, tuple(dict.fromkeys(recorded))
 
 
+def frozen_trace_by_position(
+    model: torch.nn.Module, adapter: torch.nn.Module, example: Sequence[torch.Tensor]
+) -> tuple[torch.jit.ScriptModule, tuple[str, ...]]:
+    """Trace and freeze a module that takes tensors by position, some of which it may write to.
+
+    Parameters
+    ----------
+    model
+        The model that the module runs.
+    adapter
+        The module, in evaluation mode.
+    example
+        Tensors; those that are written to are the caller's to throw away.
+
+    Returns
+    -------
+    module : torch.jit.ScriptModule
+    warnings : tuple of str
+        Those that tracing raised.
+    """
+    recorded: list[str] = []
+    with torch.no_grad(), switches.random_state_kept(), _record_warnings(recorded):
+        module = frozen(_traced(model, adapter, {"example_inputs": tuple(example)}, random_is_constant=True))
+    return module, tuple(dict.fromkeys(recorded))
+
+
 def _traced(
-    model: torch.nn.Module, adapter: NamedInputs, arguments: Mapping[str, Any], random_is_constant: bool
+    model: torch.nn.Module, adapter: torch.nn.Module, arguments: Mapping[str, Any], random_is_constant: bool
 ) -> torch.jit.ScriptModule:
     """Trace an adapter of the model with its operators put into a form that a trace can hold."""
     experts, own = number_of_experts(model), own_code_of(model)

@@ -1,0 +1,1 @@
+"""The backends of text generation, a file each."""

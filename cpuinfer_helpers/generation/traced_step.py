@@ -1,0 +1,220 @@
+"""A step that is one frozen trace: keys and values are its inputs, which it writes to in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import RecipeError, first_line
+from cpuinfer_helpers.generation.layout import Layout, OwnCache, named_arguments
+from cpuinfer_helpers.generation.positions import attention_kinds, masks_of, positions_of
+from cpuinfer_helpers.generation.step import State, Step
+from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.tracing.trace import frozen_trace_by_position
+from cpuinfer_helpers.tracing.traceable import without_loops_over_experts
+
+# The example: two rows, one of them padded, that are fed three tokens after seven. With one row or one token a trace
+# takes sizes of one for constants; without earlier tokens it takes the mask for a square.
+_ROWS, _BEFORE, _FED, _PADDED = 2, 7, 3, 2
+
+
+class _WritingCache(OwnCache):
+    """Writes keys and values to where they belong and hands out all so far, as operators that a trace can hold."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], slots: torch.Tensor, total: Any) -> None:
+        half = len(tensors) // 2
+        self.stored = list(zip(tensors[:half], tensors[half:], strict=True))
+        self.slots, self.total = slots, total
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        return tuple(
+            kept.index_copy_(2, self.slots, new.to(kept.dtype)).narrow(2, 0, self.total).to(new.dtype)
+            for kept, new in zip(self.stored[layer_idx], (key, value), strict=True)
+        )
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> Any:
+        return self.total - self.slots.shape[0]
+
+
+class _LastTokens(torch.nn.Module):
+    """Computes logits of the wanted tokens only, in the place of a model's last linear layer."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.wanted: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Some models look at it."""
+        return self.head.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden.index_select(1, self.wanted))
+
+
+class TraceableStep(torch.nn.Module):
+    """A causal language model as a function of tensors only.
+
+    ``forward`` takes token ids, positions, the slots in which keys and values are stored, the places among the new tokens
+    whose logits are wanted, a mask for each kind of attention, and the keys and values of each layer.
+    """
+
+    def __init__(self, model: torch.nn.Module, kinds: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.kinds = model, tuple(kinds)
+        # In a tuple, so that it is no part of this module a second time.
+        self._head = (_put_last_tokens(model),)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        wanted: torch.Tensor,
+        *tensors: torch.Tensor,
+    ) -> torch.Tensor:
+        masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
+        cache = _WritingCache(kept, slots, masks[0].shape[-1])
+        head = self._head[0]
+        if head is not None:
+            head.wanted = wanted
+        arguments = {
+            "input_ids": ids,
+            "attention_mask": masks[0] if len(masks) == 1 else dict(zip(self.kinds, masks, strict=True)),
+            "position_ids": positions,
+            "cache_position": slots,
+            "past_key_values": cache,
+            "use_cache": True,
+            "return_dict": True,
+        }
+        logits = self.model(**named_arguments(self.model, arguments)).logits
+        return logits if head is not None else logits.index_select(1, wanted)
+
+
+def _put_last_tokens(model: torch.nn.Module) -> _LastTokens | None:
+    head = model.get_output_embeddings()
+    path = next((path for path, part in model.named_modules() if part is head and path), None)
+    if head is None or path is None:
+        return None
+    parent, _, name = path.rpartition(".")
+    wrapped = _LastTokens(head)
+    setattr(model.get_submodule(parent), name, wrapped)
+    return wrapped
+
+
+class TracedState(State):
+    """Keys and values in tensors that are longer than what is stored in them."""
+
+    def __init__(self, layout: Layout, batch: int, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(batch, capacity)
+        self.layout, self.dtype = layout, dtype
+        self.tensors = layout.new(batch, capacity, dtype)
+
+    def _crop(self, length: int) -> None:
+        """What is behind the length is written over before it is read."""
+
+    def _reorder(self, rows: torch.Tensor) -> None:
+        self._copy_to(self.layout.new(len(rows), self.capacity, self.dtype), rows)
+
+    def _grow(self, capacity: int) -> None:
+        self._copy_to(self.layout.new(self.batch, capacity, self.dtype), torch.arange(self.batch))
+
+    def _copy_to(self, new: list[torch.Tensor], rows: torch.Tensor) -> None:
+        for old, tensor in zip(self.tensors, new, strict=True):
+            tensor[:, :, : self.length] = old[:, :, : self.length].index_select(0, rows)
+        self.tensors = new
+
+
+class TracedStep(Step):
+    """Runs a trace of a :class:`TraceableStep`.
+
+    Parameters
+    ----------
+    module
+        The trace.
+    layout
+        What it stores of each token.
+    kinds
+        Kinds of attention, see :func:`~cpuinfer_helpers.generation.positions.attention_kinds`.
+    dtype
+        Of keys, values and masks.
+    limit
+        The most tokens that a row may have.
+    """
+
+    def __init__(
+        self,
+        module: torch.jit.ScriptModule,
+        layout: Layout,
+        kinds: dict[str, int | None],
+        dtype: torch.dtype,
+        limit: int | None,
+    ) -> None:
+        self.module, self.layout, self.kinds, self.dtype, self.limit = module, layout, kinds, dtype, limit
+
+    def _new_state(self, batch: int, capacity: int) -> TracedState:
+        return TracedState(self.layout, batch, capacity, self.dtype)
+
+    def _feed(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: TracedState, last: int
+    ) -> torch.Tensor:
+        fed = ids.shape[1]
+        slots = torch.arange(state.length, state.length + fed)
+        wanted = torch.arange(fed - last, fed)
+        with torch.no_grad():
+            masks = masks_of(self.kinds, mask, state.length, self.dtype)
+            return self.module(ids, positions, slots, wanted, *masks, *state.tensors)
+
+
+def trace_step(
+    model: torch.nn.Module, config: Any, layout: Layout, limit: int | None, *, dtype: torch.dtype = torch.float32
+) -> tuple[TracedStep, tuple[str, ...]]:
+    """Trace a causal language model as a step.
+
+    Parameters
+    ----------
+    model
+        A copy that nobody else uses; it is changed.
+    config
+        Of what writes the text.
+    layout
+        What it stores of each token.
+    limit
+        The most tokens that a row may have.
+    dtype
+        Of its floating-point numbers, keys and values.
+
+    Returns
+    -------
+    step : TracedStep
+    warnings : tuple of str
+        Those that tracing raised.
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be traced.
+    """
+    kinds = attention_kinds(config)
+    without_loops_over_experts(model)
+    adapter = TraceableStep(model, tuple(kinds)).eval()
+    example = _example(layout, kinds, dtype)
+    try:
+        with switches.held(), torch.inference_mode(False):
+            module, warnings = frozen_trace_by_position(model, adapter, example)
+    except Exception as error:  # tracing runs the model's own Python, which may raise anything
+        raise RecipeError(f"tracing fails: {first_line(error)}") from error
+    return TracedStep(module, layout, kinds, dtype, limit), warnings
+
+
+def _example(layout: Layout, kinds: dict[str, int | None], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    total = _BEFORE + _FED
+    mask = torch.ones(_ROWS, total, dtype=torch.long)
+    mask[-1, :_PADDED] = 0
+    ids = torch.arange(_ROWS * _FED).reshape(_ROWS, _FED) + 1
+    slots, wanted = torch.arange(_BEFORE, total), torch.arange(_FED - 2, _FED)
+    masks = masks_of(kinds, mask, _BEFORE, dtype)
+    return (ids, positions_of(mask, _FED), slots, wanted, *masks, *layout.new(_ROWS, total + _BEFORE, dtype))

@@ -1,0 +1,66 @@
+"""How the weights of a model are stored, and how many bytes of them a token reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from cpuinfer_helpers.generation.linears import linear_layers, replaced_layers
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a model, as they are stored.
+
+    Attributes
+    ----------
+    read
+        Bytes that one token reads: everything but embeddings that are only looked up, what is shared counted once for
+        each use.
+    stored
+        Bytes in memory, what is shared counted once.
+    by_dtype
+        Number of linear layers with weights of each dtype.
+    """
+
+    read: int
+    stored: int
+    by_dtype: dict[str, int]
+
+    @property
+    def layers(self) -> int:
+        """Number of linear layers."""
+        return sum(self.by_dtype.values())
+
+    @property
+    def dtypes(self) -> str:
+        """The dtypes of linear layers, with how many there are of each where there are several."""
+        if len(self.by_dtype) == 1:
+            return next(iter(self.by_dtype))
+        return ", ".join(f"{dtype} ({count} of {self.layers} layers)" for dtype, count in self.by_dtype.items())
+
+
+def weights_of(model: torch.nn.Module) -> Weights:
+    """Look at every linear layer of a model, those that stand in the place of others included."""
+    replaced = {id(layer): layer for layer in replaced_layers(model)}
+    plain = [layer for layer in linear_layers(model).values() if id(layer) not in replaced]
+    kinds = Counter(layer.stored for layer in replaced.values())
+    kinds.update(str(layer.weight.dtype).removeprefix("torch.") for layer in plain)
+    packed = sum(layer.packed_bytes for layer in replaced.values())
+    parameters = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    looked_up = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    used = {id(layer.weight) for layer in plain}
+    read = sum(_bytes(p) for key, p in parameters.items() if key not in looked_up or key in used)
+    return Weights(read + packed, sum(map(_bytes, parameters.values())) + packed, dict(kinds))
+
+
+def limit_of(model: torch.nn.Module) -> int | None:
+    """The most tokens that a row may have, as the configuration of what writes the text says."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
