@@ -44,6 +44,7 @@ from cpuinfer_helpers.timing.roofline import roofline
 from cpuinfer_helpers.tracing.trace import TracedModel, trace_model
 
 if TYPE_CHECKING:
+    from cpuinfer_helpers.generation import Generator, list_generation_recipes, prepare_generator
     from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, verify_trainer
 
 __version__ = _OWN_VERSION
@@ -57,6 +58,7 @@ __all__ = [
     "Comparison",
     "CpuInferError",
     "DataError",
+    "Generator",
     "InputError",
     "JitTrainer",
     "JitTrainingArguments",
@@ -75,6 +77,7 @@ __all__ = [
     "fusion_report",
     "fusion_reports",
     "get_recipe",
+    "list_generation_recipes",
     "list_recipes",
     "load_model",
     "load_optimized",
@@ -84,6 +87,7 @@ __all__ = [
     "measure_interleaved",
     "optimize",
     "prepare",
+    "prepare_generator",
     "realistic_lengths",
     "reverse_bettertransformer",
     "roofline",
@@ -94,16 +98,19 @@ __all__ = [
     "trace_model",
     "verify_trainer",
 ]
-# They are classes of transformers', whose import takes seconds and is not for those who only measure.
+# They are made of classes of transformers', whose import takes seconds and is not for those who only measure.
 _OF_THE_TRAINER = ("JitTrainer", "JitTrainingArguments", "verify_trainer")
+_OF_GENERATION = ("Generator", "list_generation_recipes", "prepare_generator")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_THE_TRAINER:
+    if name in _OF_THE_TRAINER:
+        from cpuinfer_helpers import trainer as room
+    elif name in _OF_GENERATION:
+        from cpuinfer_helpers import generation as room
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cpuinfer_helpers import trainer
-
-    return getattr(trainer, name)
+    return getattr(room, name)
 
 
 def __dir__() -> list[str]:

@@ -142,5 +142,6 @@ def layout_of(model: torch.nn.Module) -> Layout:
         )
     for key, value in stored:
         if key.dim() != 4 or value.dim() != 4 or key.shape[2] != 2:
-            raise RecipeError(f"{type(model).__name__} stores keys of shape {tuple(key.shape)}, not (1, heads, 2, size)")
+            shape = tuple(key.shape)
+            raise RecipeError(f"{type(model).__name__} stores keys of shape {shape}, not (1, heads, 2, size)")
     return Layout(*(tuple((t.shape[1], t.shape[3]) for t in part) for part in zip(*stored, strict=True)))

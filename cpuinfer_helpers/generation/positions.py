@@ -78,7 +78,7 @@ def masks_of(
     Returns
     -------
     tuple of torch.Tensor
-        Of shape (batch, 1, tokens from ``start`` on, tokens): 0 where a token may be attended to, and the dtype's lowest
+        Of shape (batch, 1, tokens from ``start`` on, tokens): 0 where a token may be attended to, the dtype's lowest
         number elsewhere.
     """
     total = mask.shape[1]
@@ -89,9 +89,7 @@ def masks_of(
     return tuple(_added(padded & _seen(kind, size, keys, queries, causal), dtype) for kind, size in kinds.items())
 
 
-def _seen(
-    kind: str, size: int | None, keys: torch.Tensor, queries: torch.Tensor, causal: torch.Tensor
-) -> torch.Tensor:
+def _seen(kind: str, size: int | None, keys: torch.Tensor, queries: torch.Tensor, causal: torch.Tensor) -> torch.Tensor:
     if size is None or kind == FULL:
         return causal
     if kind == CHUNKED:

@@ -217,3 +217,8 @@ class GenerationRecipe(Recipe):
     Its name ends in ``fp32``, ``bf16``, ``fp16w`` (weights stored in FP16, computed in FP32), ``int8`` or ``int4``
     (weights stored in 8 or 4 bits).
     """
+
+    @property
+    def emulation(self) -> str | None:
+        """Which instructions for its precision this CPU lacks; weights that are only stored in fewer bits need none."""
+        return super().emulation if self.precision in ("bf16", "int8") else None

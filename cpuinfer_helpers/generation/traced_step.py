@@ -58,8 +58,12 @@ class _LastTokens(torch.nn.Module):
 class TraceableStep(torch.nn.Module):
     """A causal language model as a function of tensors only.
 
-    ``forward`` takes token ids, positions, the slots in which keys and values are stored, the places among the new tokens
-    whose logits are wanted, a mask for each kind of attention, and the keys and values of each layer.
+    Parameters
+    ----------
+    model
+        A copy that nobody else uses; it is changed.
+    kinds
+        Kinds of attention, see :func:`~cpuinfer_helpers.generation.positions.attention_kinds`.
     """
 
     def __init__(self, model: torch.nn.Module, kinds: Sequence[str]) -> None:
@@ -76,6 +80,24 @@ class TraceableStep(torch.nn.Module):
         wanted: torch.Tensor,
         *tensors: torch.Tensor,
     ) -> torch.Tensor:
+        """Logits of the wanted tokens.
+
+        Parameters
+        ----------
+        ids, positions
+            Of the new tokens, (batch, new tokens).
+        slots
+            Where their keys and values are stored, (new tokens,).
+        wanted
+            Which of the new tokens logits are wanted of, (wanted tokens,).
+        *tensors
+            A mask for each kind of attention, then the keys of each layer, then the values.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, wanted tokens, vocabulary)
+        """
         masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
         cache = _WritingCache(kept, slots, masks[0].shape[-1])
         head = self._head[0]

@@ -16,6 +16,7 @@ from cpuinfer_helpers.generation.traced_step import trace_step
 from cpuinfer_helpers.generation.weights import limit_of, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy
 from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.recipes.base import SEVEN_BITS
 from cpuinfer_helpers.recipes.tools.rewriting import pack_linears
 
 _Make = Callable[[str, torch.nn.Module], torch.nn.Module]
@@ -44,8 +45,8 @@ def _build_int8(request: StepRequest) -> StepBuild:
     left = linears.replace(model, lambda _, layer: linears.Int8Linear(layer, reduce_range=reduce_range))
     _refuse_left(model, left, "8 bits")
     build = _traced(request, model, torch.float32, "int8")
-    text = "int8 by int8, a scale for each row; the rest float32"
-    return replace(build, compute=f"{text}; 7 of 8 bits of what is multiplied, so that sums fit" if reduce_range else text)
+    fewer = f"; of what is multiplied {SEVEN_BITS}" if reduce_range else ""
+    return replace(build, compute=f"int8 by int8, a scale for each row{fewer}; the rest float32")
 
 
 def _build_bf16(request: StepRequest) -> StepBuild:

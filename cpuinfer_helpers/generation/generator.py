@@ -1,0 +1,171 @@
+"""A model that writes text, prepared by a recipe, or the eager model that writes in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.generation.positions import check_left_padding
+from cpuinfer_helpers.generation.stand_in import stand_in_for
+from cpuinfer_helpers.generation.step import StepBuild
+from cpuinfer_helpers.interface.carrying import Carried
+from cpuinfer_helpers.interface.drop_in import SaysWhatItIs
+from cpuinfer_helpers.interface.inputs import BoundInputs
+from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.verification.sizes import ANY_SIZE
+
+
+class Generator(SaysWhatItIs, Carried):
+    """Writes text as a model of transformers' does; made by :func:`~cpuinfer_helpers.prepare_generator`.
+
+    ``generate()`` is transformers' own, with sampling, beams, stopping, streamers, prompt lookup and assistants. What
+    computes the logits of the next token is what the recipe has made. After a fallback it is the eager model.
+
+    Attributes
+    ----------
+    recipe : str
+        Name of the recipe that was asked for.
+    reason : str or None
+        Why the eager model writes; None if what the recipe made does.
+    receipt : Receipt
+        What was requested and what was seen: dtypes of weights, products and cache among it.
+    build : StepBuild or None
+        What the backend handed back; None after a fallback.
+    model : transformers.PreTrainedModel
+        What ``generate()`` belongs to, for whatever wants a model of transformers' own class, such as a pipeline: an
+        object of the model's class without its weights, or the eager model after a fallback.
+    inputs : BoundInputs
+        The example prompts.
+    config
+        The model's configuration.
+
+    Examples
+    --------
+    >>> import transformers
+    >>> config = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    >>> model = transformers.GPT2LMHeadModel(config).eval()
+    >>> prompts = {"input_ids": torch.tensor([[1, 2, 3]])}
+    >>> generator = prepare_generator("torchscript-fp32", model, prompts)  # doctest: +SKIP
+    >>> generator.generate(**prompts, max_new_tokens=4, do_sample=False).shape  # doctest: +SKIP
+    torch.Size([1, 7])
+    """
+
+    _shared = ("build", "model")
+    _elsewhere = "save(folder) here, and load_generator(folder) in the other process"
+
+    def __init__(
+        self,
+        *,
+        recipe: str,
+        model: Any,
+        inputs: BoundInputs,
+        receipt: Receipt,
+        build: StepBuild | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.build = build
+        self.inputs = inputs
+        self.receipt = receipt
+        self.config = model.config
+        self.sizes = ANY_SIZE
+        self.model = model if build is None else stand_in_for(model, build.step)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether what the recipe made writes; False if the eager model does."""
+        return self.build is not None
+
+    @property
+    def generation_config(self) -> Any:
+        """Transformers' settings of ``generate()``, which may be changed."""
+        return self.model.generation_config
+
+    @property
+    def _compiled(self) -> bool:
+        return self.prepared
+
+    @property
+    def _own_threads(self) -> bool:
+        return self.prepared and not self.recipe.startswith(("eager-", "torchscript-"))
+
+    def generate(self, inputs: torch.Tensor | None = None, **named: Any) -> Any:
+        """Continue prompts, by transformers' own ``generate()``.
+
+        Parameters
+        ----------
+        inputs
+            Token ids of the prompts (rows, tokens); or give ``input_ids``.
+        **named
+            ``attention_mask`` (rows, tokens) with 0 for padding on the left, and everything that transformers knows:
+            ``max_new_tokens``, ``do_sample``, ``num_beams``, ``streamer``, ``prompt_lookup_num_tokens``,
+            ``assistant_model``, which may be another Generator ...
+
+        Returns
+        -------
+        What transformers returns: token ids (rows, tokens), prompts included, unless more was asked for.
+
+        Raises
+        ------
+        InputError
+            If the prompts are padded on the right, there are more tokens than the model takes, or something is asked
+            for that only the eager model has, such as hidden states.
+        """
+        self._refuse_fork()
+        mask = named.get("attention_mask")
+        if isinstance(mask, torch.Tensor):
+            check_left_padding(mask)
+        assistant = named.get("assistant_model")
+        if isinstance(assistant, Generator):
+            named["assistant_model"] = assistant.model
+        if inputs is not None:
+            named["inputs"] = inputs
+        with torch.no_grad():
+            return self.model.generate(**named)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Logits of every token, as ``model(**inputs)`` gives them.
+
+        Parameters
+        ----------
+        **inputs
+            ``input_ids`` (rows, tokens), ``attention_mask`` (rows, tokens so far), ``past_key_values`` that an earlier
+            call returned, ``logits_to_keep``.
+
+        Returns
+        -------
+        transformers.modeling_outputs.CausalLMOutputWithPast
+        """
+        self._refuse_fork()
+        with torch.no_grad():
+            return self.model(**inputs)
+
+    def __str__(self) -> str:
+        if not self.prepared:
+            return f"{self.recipe}: NOT prepared, the eager model writes, because {self.reason}"
+        checked = "verified" if self.receipt.verified else "not verified"
+        return f"{self.recipe}: {self.receipt.runs}, {checked} ({self.receipt.checks_summary()})"
+
+
+def bound_prompts(inputs: Mapping[str, Any]) -> BoundInputs:
+    """Example prompts as ``input_ids`` and ``attention_mask``.
+
+    Raises
+    ------
+    InputError
+        If there is anything else among them, or they are padded on the right.
+    """
+    unknown = [name for name in inputs if name not in ("input_ids", "attention_mask")]
+    if unknown:
+        raise InputError(f"{unknown[0]} is no part of a prompt; give input_ids and attention_mask")
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or 0 in ids.shape or ids.is_floating_point():
+        raise InputError("input_ids of the example are missing; give token ids of shape (rows, tokens)")
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask)
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask has the shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}")
+    check_left_padding(mask)
+    return BoundInputs({"input_ids": ids.long(), "attention_mask": mask.long()}, {})

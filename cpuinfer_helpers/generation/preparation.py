@@ -1,0 +1,231 @@
+"""Prepare a model to write text by a recipe, prove that it gives the model's logits, or fall back and say why."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
+from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.registry import generation_recipe
+from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
+from cpuinfer_helpers.generation.verification import (
+    MORE_PERPLEXITY,
+    Verified,
+    compare_perplexity,
+    texts_for,
+    verify_step,
+)
+from cpuinfer_helpers.interface.copies import evaluation_copy, untouched
+from cpuinfer_helpers.interface.drop_in import receipt_here
+from cpuinfer_helpers.interface.inputs import BoundInputs
+from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.machine.scratch import sweep
+from cpuinfer_helpers.receipts import Check, Receipt
+
+logger = logging.getLogger("cpuinfer_helpers")
+
+_ON_FAILURE = ("fallback", "raise")
+
+
+def prepare_generator(
+    recipe: str | GenerationRecipe,
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    held_out: torch.Tensor | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    on_failure: str = "fallback",
+) -> Generator:
+    """Prepare a model to write text by a recipe, prove that it gives the model's logits, or fall back and say why.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe (:func:`~cpuinfer_helpers.list_generation_recipes`), or a recipe of your own.
+    model
+        A causal language model of transformers', such as ``AutoModelForCausalLM`` loads. It is left as it was.
+    inputs
+        Example prompts: ``input_ids`` and ``attention_mask``, (rows, tokens), padded on the left.
+    held_out
+        Token ids of texts that tell what fewer bits cost, (rows, tokens): perplexity is compared on them. The longest
+        rows of the example are taken where none are given.
+    verify
+        Feed it in every way that ``generate()`` does, and compare each token's logits with those of one pass of the
+        eager model; see :mod:`cpuinfer_helpers.generation.verification`.
+    tolerance
+        Largest relative error of one token's logits; that of the recipe's precision unless given.
+    on_failure
+        ``fallback``: the eager model writes, with a reason and a WARNING. ``raise``: a RecipeError.
+
+    Returns
+    -------
+    Generator
+
+    Raises
+    ------
+    InputError
+        If the model or the prompts cannot be used at all.
+    RecipeError
+        If it cannot be prepared and ``on_failure`` is ``raise``.
+    """
+    if on_failure not in _ON_FAILURE:
+        raise InputError(f"on_failure is {on_failure!r}; choose from {', '.join(_ON_FAILURE)}")
+    recipe = generation_recipe(recipe) if isinstance(recipe, str) else recipe
+    _check_model(model)
+    sweep()
+    job = _Preparation(recipe, model, bound_prompts(inputs), held_out, verify, tolerance)
+    try:
+        return job.run()
+    except CpuInferError as error:
+        if on_failure == "raise":
+            raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
+        reason = str(error)
+    logger.warning("%s could not prepare %s, the eager model writes: %s", recipe.name, type(model).__name__, reason)
+    return job.fallback(reason)
+
+
+def _check_model(model: Any) -> None:
+    if not hasattr(model, "generate") or not hasattr(model, "config"):
+        raise InputError(
+            f"{type(model).__name__} writes no text; give a model with generate(), as AutoModelForCausalLM loads it"
+        )
+
+
+@dataclass
+class _Preparation:
+    """One request: carries what is seen on the way into the receipt."""
+
+    recipe: GenerationRecipe
+    model: Any
+    prompts: BoundInputs
+    held_out: torch.Tensor | None
+    verify: bool
+    tolerance: float | None
+    seconds: float = 0.0
+    checks: tuple[Check, ...] = ()
+    evidence: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> Generator:
+        if self.recipe.why_not:
+            raise RecipeError(f"{self.recipe.name} cannot run here: {self.recipe.why_not}")
+        if self.model.config.is_encoder_decoder:
+            raise RecipeError("an encoder and a decoder cannot be prepared yet; only models of a decoder alone can")
+        request = StepRequest(
+            self.recipe.name, self.recipe.precision, evaluation_copy(self.model), self.prompts.tensors
+        )
+        texts = texts_for(request.model, request.prompts) if self.verify else None
+        failed = ""
+        for build in self._ways(request):
+            self._refuse_fewer(build)
+            if texts is None:
+                return self._generator(build)
+            verified = verify_step(build.step, self.recipe.precision, request.model, texts, tolerance=self.tolerance)
+            self.checks = verified.checks
+            reason = verified.difference or self._costs_too_much(build, request)
+            if reason is None:
+                self._keep(build, verified)
+                return self._generator(build)
+            failed = failed or reason
+        raise RecipeError(failed)
+
+    def fallback(self, reason: str) -> Generator:
+        return Generator(
+            recipe=self.recipe.name,
+            model=untouched(self.model),
+            inputs=self.prompts,
+            receipt=self._receipt(None, reason),
+        )
+
+    def _ways(self, request: StepRequest) -> Iterator[StepBuild]:
+        """What the recipe makes, and what else it can make where that is not right."""
+        build = self._timed(lambda: self.recipe.build(request))
+        while build is not None:
+            yield build
+            build = self._timed(build.otherwise) if build.otherwise else None
+
+    def _timed(self, make: Any) -> StepBuild:
+        started = time.perf_counter()
+        try:
+            with switches.held(), torch.inference_mode(False), torch.no_grad():
+                return make()
+        except CpuInferError:
+            raise
+        except Exception as error:  # of a backend, each of which has errors of its own
+            raise RecipeError(f"{self.recipe.name} cannot make it: {first_line(error)}") from error
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def _refuse_fewer(self, build: StepBuild) -> None:
+        if build.converted < build.layers and "converted" not in build.evidence:
+            raise RecipeError(f"only {build.converted} of {build.layers} linear layers were converted")
+
+    def _costs_too_much(self, build: StepBuild, request: StepRequest) -> str | None:
+        """What fewer bits cost of perplexity, where that is more than they may."""
+        if self.recipe.precision not in MORE_PERPLEXITY:
+            return None
+        texts = self.prompts.tensors["input_ids"] if self.held_out is None else self.held_out
+        if self.held_out is None:
+            texts = texts[self.prompts.tensors["attention_mask"].all(dim=1)]
+        seen = compare_perplexity(build.step, request.model, texts) if len(texts) else None
+        if seen is None:
+            self.evidence["perplexity"] = "not compared: give held_out texts of 32 tokens or more in all"
+            return None
+        more = seen[0] / seen[1] - 1
+        most = MORE_PERPLEXITY[self.recipe.precision]
+        self.evidence["perplexity"] = f"{seen[0]:.4g}, the model's own {seen[1]:.4g} ({more:+.2%}, at most {most:+.0%})"
+        if more > most:
+            return f"perplexity rises from {seen[1]:.4g} to {seen[0]:.4g}, by {more:.1%}, more than {most:.0%}"
+        return None
+
+    def _keep(self, build: StepBuild, verified: Verified) -> None:
+        self.evidence |= verified.evidence
+        if verified.limit is not None:
+            build.step.limit = min(verified.limit, build.step.limit or verified.limit)
+            self.evidence["tokens"] = f"at most {build.step.limit}: its window was not gone beyond"
+
+    def _generator(self, build: StepBuild) -> Generator:
+        return Generator(
+            recipe=self.recipe.name,
+            model=self.model,
+            inputs=self.prompts,
+            receipt=self._receipt(build, None),
+            build=build,
+        )
+
+    def _receipt(self, build: StepBuild | None, reason: str | None) -> Receipt:
+        requested = {"model": type(self.model).__name__, "recipe": self.recipe.name, "verify": self.verify}
+        receipt = receipt_here(
+            requested,
+            script_module=build is not None and build.module is not None,
+            checks=self.checks,
+            prepare_seconds=self.seconds,
+            reason=reason,
+        )
+        if build is None:
+            return receipt
+        emulation = {self.recipe.precision.upper(): self.recipe.emulation} if self.recipe.emulation else {}
+        return replace(
+            receipt,
+            runs=build.runs,
+            frozen=build.module is not None,
+            graph_nodes=build.graph_nodes,
+            warnings=build.warnings,
+            attention_implementation=build.attention,
+            weight_dtypes={build.weights: build.layers},
+            evidence={
+                "weights": f"{build.weights}, {build.converted} of {build.layers} linear layers",
+                "computes in": build.compute,
+                "keys and values": build.cache,
+                "read for each token": f"{build.weight_bytes / 1e6:.1f} MB of weights",
+                **build.evidence,
+                **emulation,
+                **self.evidence,
+            },
+        )

@@ -1,0 +1,377 @@
+"""Whether a step gives the model's own logits: fed in every way that ``generate()`` feeds it, beside one eager pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cpuinfer_helpers.errors import RecipeError, first_line
+from cpuinfer_helpers.generation.closeness import LARGEST_ERROR, Closeness, closeness, perplexity
+from cpuinfer_helpers.generation.layout import named_arguments
+from cpuinfer_helpers.generation.positions import positions_of, window_of
+from cpuinfer_helpers.generation.step import BLOCK, State, Step
+from cpuinfer_helpers.generation.weights import limit_of
+from cpuinfer_helpers.interface.copies import untouched
+from cpuinfer_helpers.receipts import Check
+
+_ROWS, _TOKENS = 3, 24
+# How much of each row of the padded texts is padding.
+_PADDING = (0, 6, 3)
+# A window of more tokens is not gone beyond: that would take a text of as many.
+_LARGEST_WINDOW = 512
+# What quantised weights may cost over all tokens: the share of the logits, and of perplexity.
+MEAN_ERROR = {"int8": 0.03, "int4": 0.5}
+MORE_PERPLEXITY = {"int8": 0.01, "int4": 0.05}
+# Fewer tokens tell nothing of perplexity.
+_FEWEST_FOR_PERPLEXITY = 32
+# Steps with whole numbers round what is multiplied; fed in another way, another number is sometimes rounded otherwise.
+_LIKE_ITSELF = {"int8": 0.03, "int4": 0.03}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts to feed, with the model's own logits of every token.
+
+    Attributes
+    ----------
+    ids, logits
+        Token ids (3, 24) and logits of three texts without padding.
+    mask, padded
+        A mask that pads two of them on the left, and the logits with it.
+    long_ids, long_logits
+        One text, long enough for the room to grow twice and to go beyond the window: (1, tokens).
+    """
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    mask: torch.Tensor
+    padded: torch.Tensor
+    long_ids: torch.Tensor
+    long_logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the comparison has found.
+
+    Attributes
+    ----------
+    checks
+        In the order in which they ran.
+    difference
+        The first thing that differs, with its place; None if nothing does.
+    evidence
+        How near all logits were, as texts.
+    limit
+        The most tokens that were fed, where no more is known to be right; None where the model's own limit holds.
+    """
+
+    checks: tuple[Check, ...]
+    difference: str | None
+    evidence: Mapping[str, str]
+    limit: int | None = None
+
+
+Fed = tuple[torch.Tensor, torch.Tensor]
+_Script = Callable[[Step, Texts], Iterator[Fed]]
+
+
+def texts_for(model: torch.nn.Module, prompts: Mapping[str, torch.Tensor]) -> Texts:
+    """Texts from example prompts and from random tokens, with the model's own logits.
+
+    Raises
+    ------
+    RecipeError
+        If the model fails on them, or its logits are no numbers.
+    """
+    config = model.config.get_text_config(decoder=True)
+    limit, window = limit_of(model), window_of(config)
+    long = 2 * BLOCK + 4
+    if window and window <= _LARGEST_WINDOW:
+        long = max(long, window + BLOCK // 2)
+    short, long = (size if limit is None else min(size, limit) for size in (_TOKENS, long))
+    ids = _token_ids(config, prompts, _ROWS * short + long)
+    rows, long_ids = ids[: _ROWS * short].view(_ROWS, short), ids[None, _ROWS * short :]
+    mask = torch.ones_like(rows)
+    for row, padding in enumerate(_PADDING):
+        mask[row, : min(padding, short - 2)] = 0
+    return Texts(
+        rows,
+        eager_logits(model, rows, torch.ones_like(rows)),
+        mask,
+        eager_logits(model, rows, mask),
+        long_ids,
+        eager_logits(model, long_ids, torch.ones_like(long_ids)),
+    )
+
+
+def eager_logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The model's own logits of every token in one pass, (batch, tokens, vocabulary), by a copy that is thrown away."""
+    arguments: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions_of(mask, ids.shape[1]),
+        "use_cache": False,
+        "return_dict": True,
+    }
+    copied = untouched(model)
+    try:
+        with torch.no_grad():
+            logits = copied(**named_arguments(copied, arguments)).logits
+    except Exception as error:  # the model's own Python may raise anything
+        raise RecipeError(f"the model itself fails on {tuple(ids.shape)} tokens: {first_line(error)}") from error
+    if bool(logits[mask.bool()].isnan().any()):
+        raise RecipeError(
+            "the model's own logits are not a number for some tokens, so nothing can be compared with them"
+        )
+    return logits
+
+
+def verify_step(
+    step: Step, precision: str, model: torch.nn.Module, texts: Texts, *, tolerance: float | None = None
+) -> Verified:
+    """Feed a step in every way that ``generate()`` feeds it, and compare each token's logits with the model's own.
+
+    Parameters
+    ----------
+    step
+        What to verify.
+    precision
+        ``fp32``, ``fp16w``, ``bf16``, ``int8`` or ``int4``.
+    model
+        The model, for the tokens that are possible.
+    texts
+        See :func:`texts_for`.
+    tolerance
+        Largest relative error of one token's logits, see :class:`~cpuinfer_helpers.generation.closeness.Closeness`;
+        that of the precision unless given.
+
+    Returns
+    -------
+    Verified
+    """
+    tolerance = LARGEST_ERROR[precision] if tolerance is None else tolerance
+    checks, found, first = [], [], None
+    itself = _ItsOwn(step, texts, precision) if precision in _LIKE_ITSELF else None
+    for name, script in _SCRIPTS.items():
+        check, near = _checked(name, script, step, texts, tolerance, itself)
+        checks.append(check)
+        found.extend(near)
+        if check.passed is False:
+            first = f"it does not give the model's logits: {name}, {check.note or _far(check)}"
+            break
+    evidence = _summary(found)
+    if first is None:
+        first = _too_far(precision, found)
+    window = window_of(model.config.get_text_config(decoder=True))
+    beyond = window is not None and window >= texts.long_ids.shape[1]
+    return Verified(tuple(checks), first, evidence, window if beyond else None)
+
+
+def compare_perplexity(step: Step, model: torch.nn.Module, ids: torch.Tensor) -> tuple[float, float] | None:
+    """Perplexity of a step and of the model on texts of equal length, (rows, tokens); None for too few tokens."""
+    if ids.numel() < _FEWEST_FOR_PERPLEXITY or ids.shape[1] < 2:
+        return None
+    mask = torch.ones_like(ids)
+    own = perplexity(eager_logits(model, ids, mask), ids)
+    state = step.new_state(len(ids), ids.shape[1])
+    return perplexity(step.feed(ids, mask, positions_of(mask, ids.shape[1]), state, last=None), ids), own
+
+
+def _checked(
+    name: str, script: _Script, step: Step, texts: Texts, tolerance: float, itself: _ItsOwn | None
+) -> tuple[Check, list[Closeness]]:
+    try:
+        fed = list(script(step, texts))
+        alike = list(script(itself.step, itself.texts)) if itself else []
+    except Exception as error:  # of a backend, each of which has errors of its own
+        return Check(name, _shape(texts), False, note=f"it fails: {first_line(error)}"), []
+    if not fed:
+        return Check(name, _shape(texts), None, note="the model takes too few tokens for it"), []
+    near = [closeness(expected, seen, tolerance) for expected, seen in fed]
+    worst = max(found.worst for found in near)
+    passed, note = worst <= tolerance, ""
+    undecided = [found for found in near if found.same_decided < found.decided]
+    if passed and undecided and not itself:
+        passed, note = False, "another token is the most likely one where the model's choice is clear"
+    if passed and itself:
+        unlike = max(closeness(expected, seen, 1.0).worst for expected, seen in alike)
+        if unlike > itself.tolerance:
+            passed, note = False, f"fed so, its own logits differ by {unlike:.1%} from those in one piece"
+    return Check(name, _shape(texts), passed, worst, tolerance, note), near
+
+
+class _ItsOwn:
+    """A step's own logits in one piece, for steps whose rounding would hide that they forget a token."""
+
+    def __init__(self, step: Step, texts: Texts, precision: str) -> None:
+        ones = torch.ones_like(texts.ids)
+        self.step, self.tolerance = step, _LIKE_ITSELF[precision]
+        self.texts = replace(
+            texts,
+            logits=_feed_all(step, texts.ids, ones),
+            padded=_feed_all(step, texts.ids, texts.mask),
+            long_logits=_feed_all(step, texts.long_ids, torch.ones_like(texts.long_ids)),
+        )
+
+
+def _feed_all(step: Step, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _Feeder(step, ids, mask).feed(ids.shape[1])
+
+
+class _Feeder:
+    """Feeds texts piece by piece."""
+
+    def __init__(self, step: Step, ids: torch.Tensor, mask: torch.Tensor | None = None, room: int = 1) -> None:
+        self.step, self.ids = step, ids
+        self.mask = torch.ones_like(ids) if mask is None else mask
+        self.state: State = step.new_state(len(ids), room)
+
+    def feed(self, count: int, *, ids: torch.Tensor | None = None, last: int | None = None) -> torch.Tensor:
+        start, end = self.state.length, self.state.length + count
+        mask = self.mask[:, :end]
+        tokens = (self.ids if ids is None else ids)[:, start:end]
+        return self.step.feed(tokens, mask, positions_of(mask, count), self.state, last=last)
+
+    def compared(self, count: int, logits: torch.Tensor) -> Fed:
+        """The model's and the step's logits of the next tokens that are no padding, one under the other."""
+        start = self.state.length
+        seen = self.feed(count)
+        valid = self.mask[:, start : start + count].bool()
+        return logits[:, start : start + count][valid], seen[valid]
+
+    def all_compared(self, counts: Sequence[int], logits: torch.Tensor) -> Iterator[Fed]:
+        for count in counts:
+            if self.state.length + count <= self.ids.shape[1]:
+                yield self.compared(count, logits)
+
+
+def _one_at_a_time(step: Step, texts: Texts) -> Iterator[Fed]:
+    yield from _Feeder(step, texts.ids[:1]).all_compared([1] * 10, texts.logits[:1])
+
+
+def _prompt_of_two(step: Step, texts: Texts) -> Iterator[Fed]:
+    yield from _Feeder(step, texts.ids[1:2]).all_compared([2, 1, 1], texts.logits[1:2])
+
+
+def _prompt(step: Step, texts: Texts) -> Iterator[Fed]:
+    yield from _Feeder(step, texts.ids[2:]).all_compared([17, 1, 1], texts.logits[2:])
+
+
+def _pieces(step: Step, texts: Texts) -> Iterator[Fed]:
+    yield from _Feeder(step, texts.ids).all_compared([5, 1, 11, 2], texts.logits)
+
+
+def _padded_rows(step: Step, texts: Texts) -> Iterator[Fed]:
+    yield from _Feeder(step, texts.ids, texts.mask).all_compared([17, 1, 1, 4], texts.padded)
+
+
+def _grown(step: Step, texts: Texts) -> Iterator[Fed]:
+    around = [BLOCK - 2, 1, 1, 1, BLOCK - 3, 1, 1, 1, 1]
+    rest = texts.long_ids.shape[1] - sum(around)
+    counts = [*around, rest] if rest > 0 else around
+    yield from _Feeder(step, texts.long_ids).all_compared(counts, texts.long_logits)
+
+
+def _cropped(step: Step, texts: Texts) -> Iterator[Fed]:
+    feeder = _Feeder(step, texts.ids)
+    if texts.ids.shape[1] < 20:
+        return
+    feeder.feed(12)
+    draft = texts.ids.clone()
+    draft[:, 13:16] = texts.ids.roll(1, dims=0)[:, 13:16]
+    feeder.feed(4, ids=draft)
+    feeder.state.crop(13)
+    yield from feeder.all_compared([1, 1, 5], texts.logits)
+
+
+def _reordered(step: Step, texts: Texts) -> Iterator[Fed]:
+    order = torch.tensor([2, 0, 0, 1])
+    feeder = _Feeder(step, texts.ids, texts.mask)
+    if texts.ids.shape[1] < 14:
+        return
+    feeder.feed(9)
+    feeder.state.reorder(order)
+    feeder.ids, feeder.mask = texts.ids[order], texts.mask[order]
+    yield from feeder.all_compared([1, 2], texts.padded[order])
+    fewer = torch.tensor([3, 0])
+    feeder.state.reorder(fewer)
+    feeder.ids, feeder.mask = feeder.ids[fewer], feeder.mask[fewer]
+    yield from feeder.all_compared([1, 1], texts.padded[order][fewer])
+
+
+def _two_at_once(step: Step, texts: Texts) -> Iterator[Fed]:
+    first, second = _Feeder(step, texts.ids[:1]), _Feeder(step, texts.ids[1:])
+    for count in (7, 1, 3):
+        if first.state.length + count <= texts.ids.shape[1]:
+            yield first.compared(count, texts.logits[:1])
+            yield second.compared(count, texts.logits[1:])
+
+
+def _last_only(step: Step, texts: Texts) -> Iterator[Fed]:
+    feeder = _Feeder(step, texts.ids, texts.mask)
+    if texts.ids.shape[1] < 14:
+        return
+    yield texts.padded[:, 8], feeder.feed(9, last=1)[:, 0]
+    yield texts.padded[:, 10:12].flatten(0, 1), feeder.feed(3, last=2).flatten(0, 1)
+
+
+_SCRIPTS: dict[str, _Script] = {
+    "one token at a time": _one_at_a_time,
+    "a prompt of 2 tokens": _prompt_of_two,
+    "a prompt of 17 tokens": _prompt,
+    "prompts in pieces": _pieces,
+    "padding on the left": _padded_rows,
+    "more tokens than there was room for": _grown,
+    "a draft cropped": _cropped,
+    "rows reordered": _reordered,
+    "two texts at once": _two_at_once,
+    "logits of the last tokens only": _last_only,
+}
+
+
+def _token_ids(config: Any, prompts: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
+    """Tokens of the example first, then random ones, none of them padding."""
+    own = prompts["input_ids"][prompts["attention_mask"].bool()].flatten()
+    generator = torch.Generator().manual_seed(0)
+    size = config.vocab_size
+    ids = torch.cat([own[: count // 2], torch.randint(0, size, (count,), generator=generator)])[:count]
+    padding = getattr(config, "pad_token_id", None)
+    if padding is None:
+        return ids
+    return torch.where(ids == padding, torch.full_like(ids, (padding + 1) % size), ids)
+
+
+def _too_far(precision: str, found: Sequence[Closeness]) -> str | None:
+    if precision not in MEAN_ERROR or not found:
+        return None
+    mean = _mean(found)
+    if mean <= MEAN_ERROR[precision]:
+        return None
+    return f"its logits differ by {mean:.1%} from the model's on average, more than {MEAN_ERROR[precision]:.0%}"
+
+
+def _summary(found: Sequence[Closeness]) -> dict[str, str]:
+    if not found:
+        return {}
+    tokens, same = sum(near.tokens for near in found), sum(near.same for near in found)
+    worst = max(near.worst for near in found)
+    return {
+        "logits": f"relative error {_mean(found):.1e}, {worst:.1e} at the worst of {tokens} tokens",
+        "most likely token": f"the same for {same} of {tokens}",
+    }
+
+
+def _mean(found: Sequence[Closeness]) -> float:
+    return (sum(near.mean**2 * near.tokens for near in found) / sum(near.tokens for near in found)) ** 0.5
+
+
+def _far(check: Check) -> str:
+    return f"relative error {check.max_error:.1e}, more than {check.tolerance:.1e}"
+
+
+def _shape(texts: Texts) -> str:
+    return f"{texts.ids.shape[0]} x {texts.ids.shape[1]}, 1 x {texts.long_ids.shape[1]}"
