@@ -58,7 +58,7 @@ def test_what_the_package_holds_of_its_own_is_public():
         for name, value in vars(cpu).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("cpuinfer_helpers")
     }
-    assert held | set(cpu._OF_THE_TRAINER) == set(cpu.__all__)
+    assert held | {*cpu._OF_THE_TRAINER, *cpu._OF_GENERATION} == set(cpu.__all__)
 
 
 def test_names_are_sorted_and_there_is_one_of_each():

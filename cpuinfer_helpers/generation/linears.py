@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from cpuinfer_helpers.interface.copies import has_own_code
+from cpuinfer_helpers.machine import switches
 
 # Beyond this FP16 has no numbers; the kernel saturates there.
 _LARGEST_FP16 = 65504.0
@@ -95,7 +96,8 @@ class Int8Linear(_Replacing):
         weight = plain_weight(layer).detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        whole = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+        with switches.warnings_ignored(category=UserWarning, message="torch.quantize_per"):
+            whole = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = None if layer.bias is None else torch.nn.Parameter(layer.bias.detach().float(), False)
         self.steps = 63 if reduce_range else 127

@@ -25,6 +25,8 @@ _LARGEST_WINDOW = 512
 # What quantised weights may cost over all tokens: the share of the logits, and of perplexity.
 MEAN_ERROR = {"int8": 0.03, "int4": 0.5}
 MORE_PERPLEXITY = {"int8": 0.01, "int4": 0.05}
+# Between the model's own logits of a text with padding and without.
+_NO_DIFFERENCE = 1e-3
 # Fewer tokens tell nothing of perplexity.
 _FEWEST_FOR_PERPLEXITY = 32
 # Steps with whole numbers round what is multiplied; fed in another way, another number is sometimes rounded otherwise.
@@ -41,6 +43,8 @@ class Texts:
         Token ids (3, 24) and logits of three texts without padding.
     mask, padded
         A mask that pads two of them on the left, and the logits with it.
+    alone
+        Whether the model gives a padded text the logits that it gives the same text without padding.
     long_ids, long_logits
         One text, long enough for the room to grow twice and to go beyond the window: (1, tokens).
     """
@@ -49,6 +53,7 @@ class Texts:
     logits: torch.Tensor
     mask: torch.Tensor
     padded: torch.Tensor
+    alone: bool
     long_ids: torch.Tensor
     long_logits: torch.Tensor
 
@@ -98,11 +103,13 @@ def texts_for(model: torch.nn.Module, prompts: Mapping[str, torch.Tensor]) -> Te
     mask = torch.ones_like(rows)
     for row, padding in enumerate(_PADDING):
         mask[row, : min(padding, short - 2)] = 0
+    padded = eager_logits(model, rows, mask)
     return Texts(
         rows,
         eager_logits(model, rows, torch.ones_like(rows)),
         mask,
-        eager_logits(model, rows, mask),
+        padded,
+        _same_alone(model, rows, mask, padded),
         long_ids,
         eager_logits(model, long_ids, torch.ones_like(long_ids)),
     )
@@ -128,6 +135,12 @@ def eager_logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) 
             "the model's own logits are not a number for some tokens, so nothing can be compared with them"
         )
     return logits
+
+
+def _same_alone(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, padded: torch.Tensor) -> bool:
+    text = ids[1:2, mask[1].bool()]
+    alone = eager_logits(model, text, torch.ones_like(text))
+    return closeness(padded[1, -text.shape[1] :], alone[0], 1.0).worst < _NO_DIFFERENCE
 
 
 def verify_step(
@@ -213,13 +226,22 @@ class _ItsOwn:
         self.texts = replace(
             texts,
             logits=_feed_all(step, texts.ids, ones),
-            padded=_feed_all(step, texts.ids, texts.mask),
+            padded=_feed_alone(step, texts) if texts.alone else _feed_all(step, texts.ids, texts.mask),
             long_logits=_feed_all(step, texts.long_ids, torch.ones_like(texts.long_ids)),
         )
 
 
 def _feed_all(step: Step, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return _Feeder(step, ids, mask).feed(ids.shape[1])
+
+
+def _feed_alone(step: Step, texts: Texts) -> torch.Tensor:
+    """Logits of each padded text fed without its padding, for which there are none."""
+    logits = torch.zeros(texts.padded.shape)
+    for row, mask in enumerate(texts.mask.bool()):
+        text = texts.ids[row : row + 1, mask]
+        logits[row, mask] = _feed_all(step, text, torch.ones_like(text))[0].float()
+    return logits
 
 
 class _Feeder:
