@@ -38,6 +38,7 @@ from cpuinfer_helpers.machine.switches import freed_memory_kept, threads
 from cpuinfer_helpers.machine.versions import OWN_VERSION as _OWN_VERSION
 from cpuinfer_helpers.optimize import OptimizedModel, load_optimized, optimize
 from cpuinfer_helpers.recipes import PreparedModel, Recipe, get_recipe, list_recipes, prepare
+from cpuinfer_helpers.saving.kinds import loaded_by as _loaded_by
 from cpuinfer_helpers.tasks import load_model, load_task
 from cpuinfer_helpers.timing.measuring import measure, measure_interleaved, seconds_of
 from cpuinfer_helpers.timing.roofline import roofline
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __version__ = _OWN_VERSION
 
+_loaded_by("cpuinfer_helpers.generation.loading", kind="cpuinfer-generator")
 # Of this package only; a filter of a logger sees its own records.
 logging.getLogger(__name__).addFilter(_log_as_printable)
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.generation.positions import check_left_padding
-from cpuinfer_helpers.generation.stand_in import stand_in_for
+from cpuinfer_helpers.generation.saved import ToSave, write_generator
 from cpuinfer_helpers.generation.step import StepBuild
 from cpuinfer_helpers.interface.carrying import Carried
 from cpuinfer_helpers.interface.drop_in import SaysWhatItIs
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.verification.sizes import ANY_SIZE
+
+
+def _nothing() -> None:
+    """There is no eager model to save."""
 
 
 class Generator(SaysWhatItIs, Carried):
@@ -41,6 +47,10 @@ class Generator(SaysWhatItIs, Carried):
         The example prompts.
     config
         The model's configuration.
+    probe : dict of str to Tensor
+        The example prompts, and the model's own logits of their last tokens; empty after a fallback.
+    tolerance : float or None
+        Largest relative error of one token's logits, if it was given.
 
     Examples
     --------
@@ -53,8 +63,8 @@ class Generator(SaysWhatItIs, Carried):
     torch.Size([1, 7])
     """
 
-    _shared = ("build", "model")
-    _elsewhere = "save(folder) here, and load_generator(folder) in the other process"
+    _shared = ("build", "model", "_eager_model")
+    _elsewhere = "save(folder) here, and load_optimized(folder) in the other process"
 
     def __init__(
         self,
@@ -64,6 +74,9 @@ class Generator(SaysWhatItIs, Carried):
         inputs: BoundInputs,
         receipt: Receipt,
         build: StepBuild | None = None,
+        eager: Callable[[], Any] = _nothing,
+        probe: Mapping[str, torch.Tensor] | None = None,
+        tolerance: float | None = None,
     ) -> None:
         self.recipe = recipe
         self.build = build
@@ -71,7 +84,11 @@ class Generator(SaysWhatItIs, Carried):
         self.receipt = receipt
         self.config = model.config
         self.sizes = ANY_SIZE
-        self.model = model if build is None else stand_in_for(model, build.step)
+        self.model = model
+        self.probe = dict(probe or {})
+        self.tolerance = tolerance
+        # Asked when it is saved. The eager model is not kept in memory for that.
+        self._eager_model = eager
 
     @property
     def prepared(self) -> bool:
@@ -141,6 +158,41 @@ class Generator(SaysWhatItIs, Carried):
         self._refuse_fork()
         with torch.no_grad():
             return self.model(**inputs)
+
+    def save(self, directory: str | os.PathLike[str], *, model: torch.nn.Module | None = None) -> Path:
+        """Write what the recipe has made to a folder, whole or not at all; ``load_optimized`` reads it.
+
+        Weights are written as the recipe stores them, so that loading needs no more memory than they do. The trace is
+        made anew when it is loaded, for the CPU and the versions that are there then, and its logits are compared with
+        those that the model had given here.
+
+        Parameters
+        ----------
+        directory
+            The folder to make. What was saved there by this method is replaced; a folder of anything else is refused.
+        model
+            The eager model that was prepared. Needed where it is not in memory any more: it is not kept there.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ArtifactError
+            If nothing was prepared, the model is gone or was changed since, or the folder cannot be written.
+        """
+        saved = ToSave(
+            recipe=self.recipe,
+            build=self.build,
+            prompts=self.inputs.tensors,
+            receipt=self.receipt,
+            probe=self.probe,
+            tolerance=self.tolerance,
+            settings=self.generation_config,
+        )
+        return write_generator(saved, directory, self._eager_model() if model is None else model)
 
     def __str__(self) -> str:
         if not self.prepared:

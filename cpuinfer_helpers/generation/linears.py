@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from cpuinfer_helpers.interface.copies import has_own_code
 from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.machine.report import machine_report
 
 # Beyond this FP16 has no numbers; the kernel saturates there.
 _LARGEST_FP16 = 65504.0
@@ -41,8 +42,8 @@ def other_matrices(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if p.dim() >= 2 and id(p) not in known}
 
 
-class _Replacing(torch.nn.Module):
-    """A linear layer whose weight is stored in another way.
+class Replacing(torch.nn.Module):
+    """Stands in the place of a linear layer or of an embedding, with weights that are stored in another way.
 
     Attributes
     ----------
@@ -55,53 +56,83 @@ class _Replacing(torch.nn.Module):
     stored = ""
     packed_bytes = 0
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What ``from_tensors`` makes the same of, by name."""
+        raise NotImplementedError
 
-class Fp16Linear(_Replacing):
-    """Weights in FP16, products in FP32: fbgemm's kernel, which unpacks the weight while it multiplies."""
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Replacing:
+        """Made of what :meth:`tensors` gave."""
+        raise NotImplementedError
+
+
+class Fp16Linear(Replacing):
+    """Weights in FP16, products in FP32: fbgemm's kernel, which unpacks the weight while it multiplies.
+
+    Parameters
+    ----------
+    weight
+        (outputs, inputs), in any floating dtype; rounded to FP16.
+    bias
+        (outputs,), or None.
+    """
 
     stored = "fp16"
 
-    def __init__(self, layer: torch.nn.Module) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        weight = plain_weight(layer).detach().float()
-        bias = None if layer.bias is None else layer.bias.detach().float()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), _in_fp32(bias))
         self.packed_bytes = 2 * weight.numel()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """FP32 to FP32."""
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weight in FP16, and the bias."""
+        weight, bias = torch.ops.quantized.linear_unpack_fp16(self.packed)
+        return _named(weight=weight.half(), bias=bias)
 
-class Int8Linear(_Replacing):
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Fp16Linear:
+        """Made of what :meth:`tensors` gave."""
+        return cls(tensors["weight"], tensors.get("bias"))
+
+
+class Int8Linear(Replacing):
     """Weights in 8 bits with a scale for each output; what is multiplied is rounded to 8 bits row by row.
 
     fbgemm's kernel has one scale for all rows. Rows are therefore divided by their largest value first, so that one
     scale fits them all, and multiplied by it afterwards. With one scale for rows whose sizes lie a hundred times apart,
     the answers were seen to be 32% off, with one for each row 1%; and what a row is told does not depend on what other
-    rows are fed beside it.
+    rows are fed beside it. On CPUs on which sums of two products overflow, 7 of the 8 bits are used.
 
     Parameters
     ----------
-    layer
-        A linear layer.
-    reduce_range
-        Round to 7 bits, for CPUs on which sums of two products overflow.
+    whole
+        The weight (outputs, inputs) in whole numbers of 8 bits.
+    scales
+        (outputs,): a weight is its whole number times the scale of its output.
+    bias
+        (outputs,), or None.
     """
 
     stored = "int8"
 
-    def __init__(self, layer: torch.nn.Module, *, reduce_range: bool) -> None:
+    def __init__(self, whole: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        weight = plain_weight(layer).detach().float()
-        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         zeros = torch.zeros(len(scales), dtype=torch.long)
         with switches.warnings_ignored(category=UserWarning, message="torch.quantize_per"):
-            whole = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(whole, None)
-        self.bias = None if layer.bias is None else torch.nn.Parameter(layer.bias.detach().float(), False)
-        self.steps = 63 if reduce_range else 127
-        self.packed_bytes = weight.numel() + 4 * len(scales)
+            weight = torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
+        self.packed = torch.ops.quantized.linear_prepack(weight, None)
+        self.bias = None if bias is None else torch.nn.Parameter(_in_fp32(bias), False)
+        self.steps = 63 if machine_report().int8_sums_overflow else 127
+        self.packed_bytes = whole.numel() + 4 * len(scales)
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> Int8Linear:
+        """Round a weight (outputs, inputs)."""
+        return cls(*in_8_bits(weight), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """FP32 to FP32."""
@@ -112,22 +143,126 @@ class Int8Linear(_Replacing):
         product = product * sizes
         return product if self.bias is None else product + self.bias
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole numbers, the scales and the bias."""
+        weight, _ = torch.ops.quantized.linear_unpack(self.packed)
+        return _named(weight=weight.int_repr(), scales=weight.q_per_channel_scales().float(), bias=self.bias)
 
-class Linear(_Replacing):
-    """A plain linear layer in the place of transformers' ``Conv1D``, or one in another dtype."""
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Int8Linear:
+        """Made of what :meth:`tensors` gave."""
+        return cls(tensors["weight"], tensors["scales"], tensors.get("bias"))
 
-    def __init__(self, layer: torch.nn.Module, dtype: torch.dtype) -> None:
+
+class PlainLinear(Replacing):
+    """A plain linear layer in the place of transformers' ``Conv1D``.
+
+    Parameters
+    ----------
+    weight
+        (outputs, inputs).
+    bias
+        (outputs,), or None.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(plain_weight(layer).detach().to(dtype).contiguous(), False)
-        self.bias = None if layer.bias is None else torch.nn.Parameter(layer.bias.detach().to(dtype), False)
-        self.stored = str(dtype).removeprefix("torch.")
+        self.weight = torch.nn.Parameter(weight.contiguous(), False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias, False)
+        self.stored = str(weight.dtype).removeprefix("torch.")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """In the dtype of the weight."""
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weight and the bias."""
+        return _named(weight=self.weight, bias=self.bias)
 
-def replace(model: torch.nn.Module, make: Callable[[str, torch.nn.Module], torch.nn.Module]) -> dict[str, str]:
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> PlainLinear:
+        """Made of what :meth:`tensors` gave."""
+        return cls(tensors["weight"], tensors.get("bias"))
+
+
+class Fp16Embedding(Replacing):
+    """Rows in FP16, looked up in FP32.
+
+    Parameters
+    ----------
+    weight
+        (tokens, size), in any floating dtype.
+    """
+
+    stored = "fp16"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", weight.detach().half())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids to FP32."""
+        return torch.nn.functional.embedding(ids, self.rows).float()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The rows."""
+        return {"weight": self.rows}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Fp16Embedding:
+        """Made of what :meth:`tensors` gave."""
+        return cls(tensors["weight"])
+
+
+class Int8Embedding(Replacing):
+    """Rows in whole numbers of 8 bits with a scale for each, looked up in FP32.
+
+    Parameters
+    ----------
+    whole, scales
+        (tokens, size) and (tokens,).
+    """
+
+    stored = "int8"
+
+    def __init__(self, whole: torch.Tensor, scales: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", whole)
+        self.register_buffer("scales", scales)
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Int8Embedding:
+        """Round the rows of (tokens, size)."""
+        return cls(*in_8_bits(weight))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids to FP32."""
+        scales = torch.nn.functional.embedding(ids, self.scales[:, None])
+        return torch.nn.functional.embedding(ids, self.rows).float() * scales
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole numbers and the scales."""
+        return {"weight": self.rows, "scales": self.scales}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Int8Embedding:
+        """Made of what :meth:`tensors` gave."""
+        return cls(tensors["weight"], tensors["scales"])
+
+
+KINDS: dict[str, type[Replacing]] = {
+    kind.__name__: kind for kind in (Fp16Linear, Int8Linear, PlainLinear, Fp16Embedding, Int8Embedding)
+}
+
+
+def in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers of 8 bits (outputs, inputs) and a scale for each output, the largest of whose weights is 127."""
+    weight = weight.detach().float()
+    scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (weight / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
+
+
+def replace(model: torch.nn.Module, make: Callable[[torch.Tensor, torch.Tensor | None], Replacing]) -> dict[str, str]:
     """Put another module in the place of every linear layer that can be replaced.
 
     Parameters
@@ -135,7 +270,7 @@ def replace(model: torch.nn.Module, make: Callable[[str, torch.nn.Module], torch
     model
         A copy that nobody else uses.
     make
-        Makes the other module, given the path and the layer. Layers that share their weight share what is made.
+        Makes the other module of the weight (outputs, inputs) and the bias. Layers that share both share what is made.
 
     Returns
     -------
@@ -151,9 +286,18 @@ def replace(model: torch.nn.Module, make: Callable[[str, torch.nn.Module], torch
             continue
         key = id(layer.weight), id(layer.bias)
         if key not in made:
-            made[key] = make(path, layer)
-        _set(model, path, made[key])
+            made[key] = make(plain_weight(layer).detach(), None if layer.bias is None else layer.bias.detach())
+        put(model, path, made[key])
     return left
+
+
+def replace_embedding(model: torch.nn.Module, make: Callable[[torch.Tensor], Replacing]) -> None:
+    """Put another module in the place of the token embedding, where that only looks rows up."""
+    embedding = model.get_input_embeddings()
+    plain = type(embedding).forward is torch.nn.Embedding.forward and not has_own_code(embedding)
+    path = next((path for path, part in model.named_modules() if part is embedding), "")
+    if plain and path:
+        put(model, path, make(embedding.weight))
 
 
 def saturated(layer: torch.nn.Module) -> int:
@@ -161,9 +305,18 @@ def saturated(layer: torch.nn.Module) -> int:
     return int((layer.weight.detach().abs() > _LARGEST_FP16).sum())
 
 
-def _set(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+def put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    """Put a module where another one of that path is."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
+
+
+def _in_fp32(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else bias.detach().float()
+
+
+def _named(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
 
 
 def _is_conv1d(part: torch.nn.Module) -> bool:
@@ -176,8 +329,8 @@ def _conv1d_forward() -> Callable[..., torch.Tensor]:
     return Conv1D.forward
 
 
-def replaced_layers(model: torch.nn.Module) -> Iterator[_Replacing]:
+def replaced_layers(model: torch.nn.Module) -> Iterator[Replacing]:
     """The modules that stand in place of linear layers, each once."""
     for part in model.modules():
-        if isinstance(part, _Replacing):
+        if isinstance(part, Replacing):
             yield part

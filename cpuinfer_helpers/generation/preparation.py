@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.probe import probe_for
 from cpuinfer_helpers.generation.registry import generation_recipe
+from cpuinfer_helpers.generation.stand_in import stand_in
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
 from cpuinfer_helpers.generation.verification import (
     MORE_PERPLEXITY,
@@ -191,12 +194,16 @@ class _Preparation:
             self.evidence["tokens"] = f"at most {build.step.limit}: its window was not gone beyond"
 
     def _generator(self, build: StepBuild) -> Generator:
+        model = self.model
         return Generator(
             recipe=self.recipe.name,
-            model=self.model,
+            model=stand_in(type(model), model.config, model.generation_config, build.step),
             inputs=self.prompts,
             receipt=self._receipt(build, None),
             build=build,
+            eager=weakref.ref(model),
+            probe=probe_for(model, self.prompts.tensors) if self.verify else None,
+            tolerance=self.tolerance,
         )
 
     def _receipt(self, build: StepBuild | None, reason: str | None) -> Receipt:

@@ -127,13 +127,15 @@ class _Stepping:
         return past_key_values
 
 
-def stand_in_for(model: Any, step: Step) -> Any:
-    """An object of the model's own class that has no weights, and asks a step for logits.
+def stand_in(own: type, config: Any, generation_config: Any, step: Step) -> Any:
+    """An object of a model's own class that has no weights, and asks a step for logits.
 
     Parameters
     ----------
-    model
-        A causal language model of transformers'.
+    own
+        A class of transformers' causal language models.
+    config, generation_config
+        The model's; they are copied.
     step
         What computes in its place.
 
@@ -142,17 +144,16 @@ def stand_in_for(model: Any, step: Step) -> Any:
     transformers.PreTrainedModel
         With the model's configuration; its ``generate()`` is transformers' own.
     """
-    own = type(model)
     made = type(own.__name__, (_Stepping, own), {"__module__": own.__module__, "__doc__": own.__doc__})
-    stand_in = made.__new__(made)
-    torch.nn.Module.__init__(stand_in)
-    stand_in.config = copy.deepcopy(model.config)
-    stand_in.generation_config = copy.deepcopy(model.generation_config)
+    model = made.__new__(made)
+    torch.nn.Module.__init__(model)
+    model.config = copy.deepcopy(config)
+    model.generation_config = copy.deepcopy(generation_config)
     # Such as Gemma 2's, which transformers 4 would make a cache for.
-    stand_in.generation_config.cache_implementation = None
-    stand_in.name_or_path = getattr(model, "name_or_path", "")
-    stand_in.step = step
-    return stand_in.eval()
+    model.generation_config.cache_implementation = None
+    model.name_or_path = getattr(config, "name_or_path", "")
+    model.step = step
+    return model.eval()
 
 
 def _our_cache(cache: Any, step: Step) -> StepCache:

@@ -211,8 +211,33 @@ class StepRequest:
 
 
 @dataclass(frozen=True)
+class StoredStep:
+    """What a backend is told when it is to run what it has exported.
+
+    Attributes
+    ----------
+    precision
+        As in :class:`StepRequest`.
+    model_class, config
+        Of the model: the class of transformers, and its configuration.
+    limit
+        The most tokens that a row may have.
+    details
+        What the backend's ``export`` returned.
+    """
+
+    precision: str
+    model_class: type
+    config: Any
+    limit: int | None
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class GenerationRecipe(Recipe):
     """One way to generate text: ``build`` takes a :class:`StepRequest` and returns a :class:`StepBuild`.
+
+    ``export`` takes the request, the build and a folder, and ``restore`` a :class:`StoredStep` and the folder.
 
     Its name ends in ``fp32``, ``bf16``, ``fp16w`` (weights stored in FP16, computed in FP32), ``int8`` or ``int4``
     (weights stored in 8 or 4 bits).

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cpuinfer_helpers.generation.linears import linear_layers, replaced_layers
+from cpuinfer_helpers.generation.linears import Fp16Embedding, Int8Embedding, linear_layers, replaced_layers
+
+_EMBEDDINGS = (Fp16Embedding, Int8Embedding)
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,17 @@ class Weights:
 def weights_of(model: torch.nn.Module) -> Weights:
     """Look at every linear layer of a model, those that stand in the place of others included."""
     replaced = {id(layer): layer for layer in replaced_layers(model)}
+    embeddings = [layer for layer in replaced.values() if isinstance(layer, _EMBEDDINGS)]
     plain = [layer for layer in linear_layers(model).values() if id(layer) not in replaced]
-    kinds = Counter(layer.stored for layer in replaced.values())
+    kinds = Counter(layer.stored for layer in replaced.values() if not isinstance(layer, _EMBEDDINGS))
     kinds.update(str(layer.weight.dtype).removeprefix("torch.") for layer in plain)
     packed = sum(layer.packed_bytes for layer in replaced.values())
-    parameters = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    looked_up |= {id(tensor) for layer in embeddings for tensor in layer.buffers()}
     used = {id(layer.weight) for layer in plain}
-    read = sum(_bytes(p) for key, p in parameters.items() if key not in looked_up or key in used)
-    return Weights(read + packed, sum(map(_bytes, parameters.values())) + packed, dict(kinds))
+    read = sum(_bytes(tensor) for key, tensor in tensors.items() if key not in looked_up or key in used)
+    return Weights(read + packed, sum(map(_bytes, tensors.values())) + packed, dict(kinds))
 
 
 def limit_of(model: torch.nn.Module) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from cpuinfer_helpers.saving.folders import kind_of
 Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 _LOADERS: dict[str, Callable[..., Any]] = {}
+# Modules that register a kind when they are imported, which they are not before a folder of it is to be loaded.
+_ELSEWHERE: dict[str, str] = {}
 
 
 def loads(kind: str) -> Callable[[Loader], Loader]:
@@ -23,6 +26,11 @@ def loads(kind: str) -> Callable[[Loader], Loader]:
         return loader
 
     return register
+
+
+def loaded_by(module: str, kind: str) -> None:
+    """Say which module registers the loader of a kind, for one that takes seconds to import."""
+    _ELSEWHERE[kind] = module
 
 
 def load(directory: str | os.PathLike[str], **options: Any) -> Any:
@@ -43,6 +51,8 @@ def load(directory: str | os.PathLike[str], **options: Any) -> Any:
         If an option has no meaning for its kind.
     """
     kind = kind_of(directory)
+    if kind not in _LOADERS and kind in _ELSEWHERE:
+        importlib.import_module(_ELSEWHERE[kind])
     if kind not in _LOADERS:
         raise ArtifactError(
             f"{os.fspath(directory)} holds {kind!r:.80}, not a model that was saved; give a folder "

@@ -59,8 +59,19 @@ def write_model(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
         ) from error
     # Safetensors makes it readable for its owner only.
     (folder / WEIGHTS_FILE).chmod(0o644)
+    return {"dtypes": _dtypes(model), **write_config(model, folder)}
+
+
+def write_config(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
+    """Write the configuration of a transformers model.
+
+    Returns
+    -------
+    dict
+        For the manifest: names of the classes and the attention implementation.
+    """
     config = getattr(model, "config", None)
-    described = {"class": _path_of(type(model)), "dtypes": _dtypes(model)}
+    described = {"class": _path_of(type(model))}
     if not hasattr(config, "to_json_string"):
         return described
     (folder / _CONFIG_FILE).write_text(config.to_json_string(use_diff=False), encoding="utf-8")
@@ -154,7 +165,7 @@ def find_class(path: str) -> type | None:
 
 
 def _new_model(described: Mapping[str, Any], folder: Path) -> torch.nn.Module:
-    model_class, config = _class_of(described["class"], "PreTrainedModel"), read_config(described, folder)
+    model_class, config = model_class_of(described), read_config(described, folder)
     if config is None or model_class is None or not hasattr(model_class, "_from_config"):
         raise ArtifactError(
             f"{folder} holds a {described['class'].partition(':')[2]}, which is no class of the transformers installed "
@@ -162,7 +173,7 @@ def _new_model(described: Mapping[str, Any], folder: Path) -> torch.nn.Module:
         )
     try:
         with switches.random_state_kept():
-            _refuse_larger(model_class, config, folder)
+            refuse_larger(model_class, config, folder)
             return model_class._from_config(config, attn_implementation=described["attention"])
     except ArtifactError:
         raise
@@ -170,6 +181,11 @@ def _new_model(described: Mapping[str, Any], folder: Path) -> torch.nn.Module:
         raise ArtifactError(
             f"{folder}: a {model_class.__name__} of its configuration cannot be made: {first_line(error)}; save again"
         ) from error
+
+
+def model_class_of(described: Mapping[str, Any]) -> Any:
+    """The class of a model that was written, if it is one of transformers' models; None if it is not."""
+    return _class_of(described["class"], "PreTrainedModel")
 
 
 def _class_of(path: str, base: str) -> type | None:
@@ -199,8 +215,14 @@ class _TooLarge(Exception):
     pass
 
 
-def _refuse_larger(model_class: Any, config: Any, folder: Path) -> None:
-    """Make the model without memory first: a changed number in its configuration may ask for any size."""
+def refuse_larger(model_class: Any, config: Any, folder: Path) -> None:
+    """Make a model without memory first: a changed number in its configuration may ask for any size.
+
+    Raises
+    ------
+    ArtifactError
+        If it is larger than the weights in the folder.
+    """
     sizes = _sizes_of(folder / WEIGHTS_FILE)
     bounded = _Bounded(_TIMES * max(sizes, default=0) + _ELEMENTS, _CALLS * len(sizes) + _CALLS**2)
     # A copy, because some classes write into their configuration.

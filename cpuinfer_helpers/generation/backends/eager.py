@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers.generation.layout import named_arguments
-from cpuinfer_helpers.generation.step import GenerationRecipe, State, Step, StepBuild, StepRequest
+from cpuinfer_helpers.generation.step import GenerationRecipe, State, Step, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.generation.weights import limit_of, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, untouched
+from cpuinfer_helpers.saving.weights import read_model, write_model
 
 
 class EagerState(State):
@@ -76,10 +78,22 @@ def _build_bf16(request: StepRequest) -> StepBuild:
     return _build(request, cast_copy(request.model, torch.bfloat16))
 
 
+def _export(request: StepRequest, build: StepBuild, folder: Path) -> dict[str, Any]:
+    return write_model(build.step.model, folder)
+
+
+def _restore(stored: StoredStep, folder: Path) -> StepBuild:
+    return _build_of(read_model(stored.details, folder, None), stored.limit)
+
+
 def _build(request: StepRequest, model: torch.nn.Module) -> StepBuild:
+    return _build_of(model, limit_of(request.model))
+
+
+def _build_of(model: torch.nn.Module, limit: int | None) -> StepBuild:
     weights = weights_of(model)
     return StepBuild(
-        step=EagerStep(model, limit_of(request.model)),
+        step=EagerStep(model, limit),
         runs="the eager model, step by step",
         weights=weights.dtypes,
         compute=weights.dtypes,
@@ -92,6 +106,18 @@ def _build(request: StepRequest, model: torch.nn.Module) -> StepBuild:
 
 
 RECIPES = (
-    GenerationRecipe("eager-fp32", "the model itself: what all others are compared with", _build_fp32),
-    GenerationRecipe("eager-bf16", "the model itself with weights, products and cache in BF16", _build_bf16),
+    GenerationRecipe(
+        "eager-fp32",
+        "the model itself: what all others are compared with",
+        _build_fp32,
+        export=_export,
+        restore=_restore,
+    ),
+    GenerationRecipe(
+        "eager-bf16",
+        "the model itself with weights, products and cache in BF16",
+        _build_bf16,
+        export=_export,
+        restore=_restore,
+    ),
 )

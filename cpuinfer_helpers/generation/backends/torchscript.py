@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +13,8 @@ from cpuinfer_helpers import graph
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.generation import linears
 from cpuinfer_helpers.generation.layout import layout_of
-from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
+from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
+from cpuinfer_helpers.generation.stored import read_converted, write_converted
 from cpuinfer_helpers.generation.traced_step import trace_step
 from cpuinfer_helpers.generation.weights import limit_of, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy
@@ -19,69 +22,102 @@ from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.recipes.base import SEVEN_BITS
 from cpuinfer_helpers.recipes.tools.rewriting import pack_linears
 
-_Make = Callable[[str, torch.nn.Module], torch.nn.Module]
+
+def _fp32(model: torch.nn.Module) -> torch.nn.Module:
+    _refuse_less(model, "FP32")
+    copied = shared_copy(model)
+    _without_conv1d(copied)
+    return copied
 
 
-def _build_fp32(request: StepRequest) -> StepBuild:
-    _refuse_less(request.model, "FP32")
-    model = shared_copy(request.model)
-    linears.replace(model, lambda _, layer: _plain(layer, torch.float32))
-    return _traced(request, model, torch.float32, "float32")
+def _fp16w(model: torch.nn.Module) -> torch.nn.Module:
+    _refuse_less(model, "FP32")
+    copied = shared_copy(model)
+    _refuse_saturated(copied)
+    _refuse_left(copied, linears.replace(copied, linears.Fp16Linear), "FP16")
+    linears.replace_embedding(copied, linears.Fp16Embedding)
+    return copied
 
 
-def _build_fp16w(request: StepRequest) -> StepBuild:
-    _refuse_less(request.model, "FP32")
-    model = shared_copy(request.model)
-    _refuse_saturated(model)
-    left = linears.replace(model, lambda _, layer: linears.Fp16Linear(layer))
-    _refuse_left(model, left, "FP16")
-    return _traced(request, model, torch.float32, "fp16")
+def _int8(model: torch.nn.Module) -> torch.nn.Module:
+    _refuse_less(model, "FP32")
+    copied = shared_copy(model)
+    _refuse_left(copied, linears.replace(copied, linears.Int8Linear.of), "8 bits")
+    linears.replace_embedding(copied, linears.Int8Embedding.of)
+    return copied
 
 
-def _build_int8(request: StepRequest) -> StepBuild:
-    _refuse_less(request.model, "FP32")
-    model = shared_copy(request.model)
-    reduce_range = machine_report().int8_sums_overflow
-    left = linears.replace(model, lambda _, layer: linears.Int8Linear(layer, reduce_range=reduce_range))
-    _refuse_left(model, left, "8 bits")
-    build = _traced(request, model, torch.float32, "int8")
-    fewer = f"; of what is multiplied {SEVEN_BITS}" if reduce_range else ""
-    return replace(build, compute=f"int8 by int8, a scale for each row{fewer}; the rest float32")
+def _bf16(model: torch.nn.Module) -> torch.nn.Module:
+    copied = cast_copy(model, torch.bfloat16)
+    _without_conv1d(copied)
+    return copied
 
 
-def _build_bf16(request: StepRequest) -> StepBuild:
-    model = cast_copy(request.model, torch.bfloat16)
-    linears.replace(model, lambda _, layer: _plain(layer, torch.bfloat16))
-    build = _traced(request, model, torch.bfloat16, "bfloat16")
-    # A plain BF16 product of one row reads its weight at half the speed of a packed one.
-    packed = pack_linears(build.module)
-    return replace(build, evidence={"linear layers": str(packed)})
+@dataclass(frozen=True)
+class _Kind:
+    """How a recipe stores weights, and what it computes in."""
+
+    convert: Callable[[torch.nn.Module], torch.nn.Module]
+    stored: str
+    dtype: torch.dtype = torch.float32
 
 
-def _plain(layer: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """The layer, or a plain one in the place of transformers' ``Conv1D``, whose weight lies the other way."""
-    return layer if isinstance(layer, torch.nn.Linear) else linears.Linear(layer, dtype)
+_KINDS = {
+    "fp32": _Kind(_fp32, "float32"),
+    "fp16w": _Kind(_fp16w, "fp16"),
+    "bf16": _Kind(_bf16, "bfloat16", torch.bfloat16),
+    "int8": _Kind(_int8, "int8"),
+}
 
 
-def _traced(request: StepRequest, model: torch.nn.Module, dtype: torch.dtype, stored: str) -> StepBuild:
-    weights = weights_of(model)
-    layout, limit = layout_of(cast_copy(request.model, dtype)), limit_of(request.model)
-    step, warnings = trace_step(model, request.config, layout, limit, dtype=dtype)
-    name = str(dtype).removeprefix("torch.")
-    return StepBuild(
+def _build(request: StepRequest) -> StepBuild:
+    kind = _KINDS[request.precision]
+    return _traced(kind, kind.convert(request.model), limit_of(request.model))
+
+
+def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None) -> StepBuild:
+    weights, attention = weights_of(model), attention_of(model) or "the model's own"
+    config = model.config.get_text_config(decoder=True)
+    step, warnings = trace_step(model, config, layout_of(model), limit, dtype=kind.dtype)
+    name = str(kind.dtype).removeprefix("torch.")
+    build = StepBuild(
         step=step,
         runs="ScriptModule, frozen",
         weights=weights.dtypes,
         compute=name,
         cache=name,
-        attention=attention_of(model) or "the model's own",
-        converted=weights.by_dtype.get(stored, 0),
+        attention=attention,
+        converted=weights.by_dtype.get(kind.stored, 0),
         layers=weights.layers,
         weight_bytes=weights.read,
         graph_nodes=graph.node_counts(step.module.graph),
         warnings=warnings,
         module=step.module,
     )
+    if kind.stored == "int8":
+        fewer = f"; of what is multiplied {SEVEN_BITS}" if machine_report().int8_sums_overflow else ""
+        return replace(build, compute=f"int8 by int8, a scale for each row{fewer}; the rest float32")
+    if kind.dtype == torch.bfloat16:
+        # A plain BF16 product of one row reads its weight at half the speed of a packed one.
+        return replace(build, evidence={"linear layers": str(pack_linears(step.module))})
+    return build
+
+
+def _export(request: StepRequest, build: StepBuild, folder: Path) -> dict[str, Any]:
+    return write_converted(_KINDS[request.precision].convert(request.model), folder)
+
+
+def _restore(stored: StoredStep, folder: Path) -> StepBuild:
+    model = read_converted(stored.details, stored.model_class, stored.config, folder)
+    return _traced(_KINDS[stored.precision], model, stored.limit)
+
+
+def _without_conv1d(model: torch.nn.Module) -> None:
+    """Plain linear layers in the place of transformers' ``Conv1D``, whose weights lie the other way."""
+    for path, layer in linears.linear_layers(model).items():
+        if not isinstance(layer, torch.nn.Linear) and linears.why_not_replaced(layer) is None:
+            bias = None if layer.bias is None else layer.bias.detach()
+            linears.put(model, path, linears.PlainLinear(linears.plain_weight(layer).detach(), bias))
 
 
 def _refuse_less(model: torch.nn.Module, wanted: str) -> None:
@@ -114,9 +150,13 @@ def _refuse_left(model: torch.nn.Module, left: dict[str, str], kind: str) -> Non
         )
 
 
+def _recipe(precision: str, summary: str) -> GenerationRecipe:
+    return GenerationRecipe(f"torchscript-{precision}", summary, _build, export=_export, restore=_restore)
+
+
 RECIPES = (
-    GenerationRecipe("torchscript-fp32", "one frozen trace that writes its cache in place", _build_fp32),
-    GenerationRecipe("torchscript-fp16w", "the same with weights stored in FP16, computed in FP32", _build_fp16w),
-    GenerationRecipe("torchscript-bf16", "the same with weights, products and cache in BF16", _build_bf16),
-    GenerationRecipe("torchscript-int8", "the same with weights stored in 8 bits", _build_int8),
+    _recipe("fp32", "one frozen trace that writes its cache in place"),
+    _recipe("fp16w", "the same with weights stored in FP16, computed in FP32"),
+    _recipe("bf16", "the same with weights, products and cache in BF16"),
+    _recipe("int8", "the same with weights stored in 8 bits"),
 )

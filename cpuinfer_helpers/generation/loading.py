@@ -1,0 +1,54 @@
+"""Load a prepared generator that somebody has saved."""
+
+from __future__ import annotations
+
+import os
+
+from cpuinfer_helpers.errors import ArtifactError, RecipeError, first_line
+from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.saved import KIND, read_generator_manifest, restore_generator
+from cpuinfer_helpers.generation.stand_in import stand_in
+from cpuinfer_helpers.machine.paths import given_path
+from cpuinfer_helpers.saving.kinds import loads
+
+
+@loads(KIND)
+def load_generator(directory: str | os.PathLike[str], *, verify: bool = True) -> Generator:
+    """Load what :meth:`Generator.save` wrote; ``load_optimized`` does it for any kind of folder.
+
+    Parameters
+    ----------
+    directory
+        The folder.
+    verify
+        Compare its logits with those that were saved with it.
+
+    Returns
+    -------
+    Generator
+
+    Raises
+    ------
+    ArtifactError
+        If the folder is damaged, of another kind, or what it holds gives other logits here.
+    RecipeError
+        If the recipe cannot run here.
+    """
+    folder = given_path(directory, "directory")
+    try:
+        made = restore_generator(read_generator_manifest(folder), folder, verify=verify)
+        return Generator(
+            recipe=made.recipe,
+            model=stand_in(made.model_class, made.config, made.settings, made.build.step),
+            inputs=bound_prompts({"input_ids": made.probe["ids"], "attention_mask": made.probe["mask"]}),
+            receipt=made.receipt,
+            build=made.build,
+            probe=made.probe,
+            tolerance=made.tolerance,
+        )
+    except (ArtifactError, RecipeError):
+        raise
+    except Exception as error:  # with a changed manifest it may be put together in any wrong way
+        raise ArtifactError(
+            f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
+        ) from error
