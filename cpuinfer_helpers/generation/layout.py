@@ -32,6 +32,10 @@ class Layout:
         """How many numbers are kept of each token."""
         return sum(heads * size for heads, size in (*self.keys, *self.values))
 
+    def bytes_in(self, dtype: torch.dtype) -> int:
+        """Bytes of what is kept of one token in one row."""
+        return self.numbers * torch.empty(0, dtype=dtype).element_size()
+
     def new(self, batch: int, capacity: int, dtype: torch.dtype) -> list[torch.Tensor]:
         """Room for tokens: the keys of all layers, then the values, each (batch, heads, capacity, size)."""
         with torch.inference_mode(False):

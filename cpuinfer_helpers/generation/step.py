@@ -161,6 +161,8 @@ class StepBuild:
     weight_bytes
         Bytes of all weights that a token reads: those of linear layers, and of the rest without embeddings that are
         only looked up.
+    token_bytes
+        Bytes of the keys and values of one token in one row, all of which every later token reads.
     evidence, graph_nodes, warnings, module
         For the receipt; see :class:`~cpuinfer_helpers.receipts.Receipt`.
     otherwise
@@ -176,6 +178,7 @@ class StepBuild:
     converted: int
     layers: int
     weight_bytes: int
+    token_bytes: int
     evidence: Mapping[str, str] = field(default_factory=dict)
     graph_nodes: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -248,6 +248,8 @@ class Roofline(Displayed):
         Every kernel that was tried, as (precision, kernel, operations per second); 0 where it cannot run here.
     threads
         Threads while measuring.
+    bandwidth
+        Bytes per second that are read from memory; None where it was not measured.
     """
 
     rates: Mapping[str, float]
@@ -255,6 +257,13 @@ class Roofline(Displayed):
     native: Mapping[str, bool]
     tried: tuple[tuple[str, str, float], ...]
     threads: int
+    bandwidth: float | None = None
+
+    def shortest_read(self, size: float) -> float:
+        """The shortest time in which so many bytes could be read from memory, in seconds."""
+        if self.bandwidth is None:
+            raise InputError("roofline: the memory was not measured; ask for it by roofline(memory=True)")
+        return size / self.bandwidth
 
     def percent(self, timing: Timing, flops: int, precision: str = "fp32") -> float:
         """How much of the roofline a timing of ``flops`` operations reaches, in percent."""
@@ -293,7 +302,8 @@ class Roofline(Displayed):
             for precision, rate in self.rates.items()
         )
         columns = ("precision", "GFLOP/s", "best kernel", "instructions", "kernels tried")
-        return Table(columns=columns, rows=rows, numeric=("GFLOP/s",), note=f"{self.threads} threads")
+        memory = f"; memory is read at {self.bandwidth / 1e9:.1f} GB/s" if self.bandwidth else ""
+        return Table(columns=columns, rows=rows, numeric=("GFLOP/s",), note=f"{self.threads} threads{memory}")
 
 
 def _tried_text(kernel: str, rate: float) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine import switches
+from cpuinfer_helpers.machine.limits import memory as free_memory
 from cpuinfer_helpers.machine.report import MachineReport, machine_report
 from cpuinfer_helpers.timing.measuring import measure
 from cpuinfer_helpers.timing.results import Roofline
@@ -25,8 +26,9 @@ def roofline(
     *,
     budget_s: float = 1.0,
     report: MachineReport | None = None,
+    memory: bool = False,
 ) -> Roofline:
-    """Measure how fast this machine multiplies matrices, for each precision.
+    """Measure how fast this machine multiplies matrices, for each precision, and reads memory.
 
     Several kernels are tried, because the default one need not be the best: on AMD processors with AVX512 (Zen 5)
     PyTorch's FP32 default (MKL) runs AVX2 code, at about half of oneDNN's rate. With AVX2 only (Zen 3) it is no slower.
@@ -39,6 +41,8 @@ def roofline(
         Seconds for each kernel and shape.
     report
         The machine, if it has been looked at already.
+    memory
+        Measure how fast memory is read, too; see :func:`memory_bandwidth`.
 
     Returns
     -------
@@ -69,7 +73,35 @@ def roofline(
         native={precision: native[precision] for precision in best},
         tried=tuple(tried),
         threads=torch.get_num_threads(),
+        bandwidth=memory_bandwidth(budget_s=budget_s) if memory else None,
     )
+
+
+def memory_bandwidth(*, budget_s: float = 1.0, size: int = 2**30) -> float:
+    """Measure how fast memory is read, by PyTorch's kernels and threads.
+
+    Two ways are tried, a sum and a product with one row, as text generation reads weights; the faster one counts.
+
+    Parameters
+    ----------
+    budget_s
+        Seconds for each way.
+    size
+        Bytes to read. Far more than the caches hold, else it is the caches that are measured; less is taken where there
+        is little memory.
+
+    Returns
+    -------
+    float
+        Bytes per second.
+    """
+    # A quarter of what is free, in whole rows of 4 KiB.
+    rows = max(1, min(size, free_memory()[1] // 4) // 4096)
+    with torch.no_grad():
+        numbers = torch.ones(rows, 1024)
+        row = torch.ones(1024)
+        ways = (numbers.sum, lambda: torch.mv(numbers, row))
+        return max(4096 * rows / measure(way, budget_s=budget_s).median for way in ways)
 
 
 _Product = Callable[[], object]

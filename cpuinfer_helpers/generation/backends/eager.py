@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.generation.layout import named_arguments
+from cpuinfer_helpers.generation.layout import layout_of, named_arguments
 from cpuinfer_helpers.generation.step import GenerationRecipe, State, Step, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.generation.weights import limit_of, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, untouched
@@ -102,6 +102,7 @@ def _build_of(model: torch.nn.Module, limit: int | None) -> StepBuild:
         converted=weights.layers,
         layers=weights.layers,
         weight_bytes=weights.read,
+        token_bytes=layout_of(model).bytes_in(next(model.parameters()).dtype),
     )
 
 

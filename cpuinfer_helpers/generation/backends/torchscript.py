@@ -90,6 +90,7 @@ def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None) -> StepBuild
         converted=weights.by_dtype.get(kind.stored, 0),
         layers=weights.layers,
         weight_bytes=weights.read,
+        token_bytes=step.layout.bytes_in(kind.dtype),
         graph_nodes=graph.node_counts(step.module.graph),
         warnings=warnings,
         module=step.module,
