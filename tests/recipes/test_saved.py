@@ -43,6 +43,15 @@ def test_it_keeps_its_sizes_receipt_and_tolerance(recipe, tmp_path):
         loaded(**{name: tensor.repeat(1, 100) for name, tensor in make_inputs().items()})
 
 
+@pytest.mark.parametrize("recipe", ["torchscript-fp32", "eager-fp32"])
+def test_it_is_saved_and_loaded_in_inference_mode(recipe, tmp_path):
+    model = make_bert()
+    prepared = cpu.prepare(recipe, model, make_inputs(), on_failure="raise")
+    with torch.inference_mode():
+        loaded = cpu.load_optimized(prepared.save(tmp_path / "model"))
+    assert max(largest_errors(loaded, model)) < TOLERANCE["fp32"]
+
+
 def test_the_eager_model_is_not_kept_in_memory_for_it(tmp_path):
     model = make_bert()
     gone = weakref.ref(model)
