@@ -32,7 +32,7 @@ def test_what_a_recipe_has_prepared_is_saved_and_loaded(recipe, tmp_path):
     prepared.save(folder)
 
 
-@pytest.mark.parametrize("recipe", ["torchscript-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("recipe", ["torchscript-fp32", "openvino-fp32", "bettertransformer-fp32"])
 def test_it_keeps_its_sizes_receipt_and_tolerance(recipe, tmp_path):
     prepared = cpu.prepare(recipe, make_bert(), make_inputs(), tolerance=0.01, on_failure="raise")
     # The model is gone with the line that made it.
