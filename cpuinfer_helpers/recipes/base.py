@@ -37,7 +37,7 @@ class Request:
         ``fp32``, ``bf16`` or ``int8``.
     model
         The eager model in evaluation mode: a copy with the user's own parameters, which a backend never changes; see
-        :mod:`recipes.copies`.
+        :mod:`~cpuinfer_helpers.interface.copies`.
     inputs
         Example inputs: tensors by name, and plain values that become constants.
     calibration

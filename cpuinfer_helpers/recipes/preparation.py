@@ -315,7 +315,7 @@ class _PreparationRequest:
         if _fingerprint(self.reference.model) != before:
             raise CpuInferError(
                 f"{self.recipe.name} has changed the model that it was given, which no recipe may do: load the model "
-                "anew, and have the recipe work on a copy (recipes.copies)"
+                "anew, and have the recipe work on a copy (interface.copies)"
             )
         missing = [name for name in names if name not in first]
         if missing:

@@ -42,7 +42,7 @@ def _nothing() -> None:
 
 
 class PreparedModel(DropIn):
-    """A model prepared by a recipe, or the eager model that answers in its place; made by :meth:`Recipe.prepare`.
+    """A model prepared by a recipe, or the eager model in its place; made by :func:`~cpuinfer_helpers.prepare`.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, in the model's own dtype,
     without gradients. It computes in the recipe's precision, also under autocast.
