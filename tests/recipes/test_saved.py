@@ -122,8 +122,18 @@ def test_one_function_loads_every_kind(tmp_path):
         with pytest.raises(cpu.ArtifactError, match="not 'cpuinfer-traced-model'"):
             cpu.TracedModel.load(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(cpu.ArtifactError):
+    with pytest.raises(cpu.ArtifactError, match=r"has no manifest\.json: it is not a folder that save\(\) wrote"):
         cpu.load_optimized(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "what"),
+    [("{}", "does not say what it holds"), ('{"kind": "a cake"}', "holds 'a cake', not a model that was saved")],
+)
+def test_a_folder_of_no_kind_says_so(tmp_path, manifest, what):
+    (tmp_path / "manifest.json").write_text(manifest, encoding="utf-8")
+    with pytest.raises(cpu.ArtifactError, match=f"{what}; give a folder that save"):
+        cpu.load_optimized(tmp_path)
 
 
 def test_it_is_rebuilt_from_its_weights_and_verified(tmp_path):
