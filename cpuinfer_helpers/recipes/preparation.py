@@ -342,7 +342,6 @@ class _PreparationRequest:
         )
 
     def _receipt(self, build: Build | None, spec: OutputSpec | None, reason: str | None = None) -> Receipt:
-        observed = {}
         if build is not None:
             observed = {
                 "script_module": build.module is not None,
