@@ -19,9 +19,9 @@ from cpuinfer_helpers.recipes.preparation import prepare
 from cpuinfer_helpers.recipes.prepared import KIND, PreparedModel
 from cpuinfer_helpers.recipes.saved import read_example, read_recipe_manifest
 from cpuinfer_helpers.saving.kinds import loads
+from cpuinfer_helpers.saving.manifest import read_sizes
 from cpuinfer_helpers.saving.plain import read
 from cpuinfer_helpers.saving.weights import read_model
-from cpuinfer_helpers.verification.sizes import read_sizes
 
 
 @loads(KIND)
