@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
@@ -105,10 +105,6 @@ class Receipt(Displayed):
     def with_evidence(self, **texts: str) -> Receipt:
         """The receipt with more of what was seen."""
         return replace(self, evidence={**self.evidence, **texts})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The receipt in types that JSON knows."""
-        return asdict(self)
 
     def table(self) -> Table:
         """Requested against observed, a row each."""

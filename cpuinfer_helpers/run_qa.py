@@ -27,6 +27,7 @@ from cpuinfer_helpers.interface.inputs import argument_names
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.saving.folders import write_text
+from cpuinfer_helpers.saving.plain import write
 from cpuinfer_helpers.tasks.checkpoints import load_config, load_tokenizer, load_weights
 from cpuinfer_helpers.tasks.files import read_json
 from cpuinfer_helpers.tasks.hub import hub_unavailable
@@ -245,7 +246,7 @@ class _Part:
         if answers.null_odds:
             files[f"{self.name}_null_odds.json"] = answers.null_odds
         if receipt is not None:
-            files[f"{self.name}_receipt.json"] = receipt.to_dict()
+            files[f"{self.name}_receipt.json"] = write(receipt)
         for name, content in files.items():
             text = json.dumps(content, indent=4, sort_keys="results" in name) + "\n"
             try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cpuinfer_helpers.receipts import Check, Receipt
-from cpuinfer_helpers.saving.plain import read
+from cpuinfer_helpers.saving.plain import read, write
 
 PASSED = Check("other batch size", "3 x 12", True, 1.5e-7, 1e-4)
 LEFT_OUT = Check("longer", "", None, note="the model takes no more than 62 tokens")
@@ -36,12 +36,12 @@ FALLBACK = Receipt(
 
 @pytest.mark.parametrize("receipt", [SUCCESS, FALLBACK, Receipt(requested={}, script_module=False)])
 def test_round_trip_through_json(receipt: Receipt) -> None:
-    assert read(Receipt, json.loads(json.dumps(receipt.to_dict())), "receipt") == receipt
+    assert read(Receipt, json.loads(json.dumps(write(receipt))), "receipt") == receipt
 
 
 def test_it_is_read_again_with_every_field() -> None:
     """A field that is lost on the way would come back as its default."""
-    restored = read(Receipt, json.loads(json.dumps(SUCCESS.to_dict())), "receipt")
+    restored = read(Receipt, json.loads(json.dumps(write(SUCCESS))), "receipt")
     assert restored.checks == (PASSED, LEFT_OUT)
     assert isinstance(restored.checks[0], Check)
     assert restored.isa == ("AVX2", "AVX512")
@@ -101,7 +101,7 @@ def test_table_of_the_checks() -> None:
 
 
 def test_what_an_older_version_did_not_write_gets_its_default() -> None:
-    written = json.loads(json.dumps(SUCCESS.to_dict()))
+    written = json.loads(json.dumps(write(SUCCESS)))
     del written["evidence"]
     assert read(Receipt, written, "receipt", older=True).evidence == {}
     with pytest.raises(ValueError, match=r"receipt\.evidence should be there"):

@@ -17,6 +17,7 @@ from cpuinfer_helpers.fusion.report import without_graph
 from cpuinfer_helpers.processes.asking import ask_alone
 from cpuinfer_helpers.processes.session import Session
 from cpuinfer_helpers.recipes import PreparedModel, Recipe
+from cpuinfer_helpers.saving.plain import read, write
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,12 +110,14 @@ def _without_reference(recipes: Sequence[str | Recipe]) -> tuple[Recipe, ...]:
 
 def report_fusions(prepared: PreparedModel, sent: Mapping[str, Any]) -> dict[str, Any]:
     """In a process of its own: what fused in a prepared model, called with the inputs that were sent."""
-    return fusion_report(prepared, sent["inputs"]).to_dict()
+    return write(fusion_report(prepared, sent["inputs"]))
 
 
 def _report(session: Session, recipe: Recipe) -> FusionReport:
     answer = ask_alone(session, recipe, f"{__name__}:report_fusions", verify=False)
-    return FusionReport.from_dict(answer.value) if answer.status.successful else without_graph(str(answer.status))
+    if not answer.status.successful:
+        return without_graph(str(answer.status))
+    return read(FusionReport, answer.value, "report")
 
 
 def _row(name: str, report: FusionReport, patterns: Sequence[str]) -> tuple[str, ...]:

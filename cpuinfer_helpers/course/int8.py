@@ -86,7 +86,7 @@ def observe(model: torch.nn.Module, rows: Sequence[Inputs]) -> Ranges:
     model
         In evaluation mode; left as it was.
     rows
-        Inputs by name, such as :meth:`Task.calibration_inputs` gives.
+        Inputs by name, such as :meth:`~cpuinfer_helpers.tasks.Task.calibration_inputs` gives.
 
     Returns
     -------

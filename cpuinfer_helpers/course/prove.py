@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from cpuinfer_helpers.fusion.report import FusionReport, fusion_report
 from cpuinfer_helpers.graph import jit_deprecations_ignored, onednn_fusion
 from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 from cpuinfer_helpers.processes.once import run_once
+from cpuinfer_helpers.saving.plain import read, write
 from cpuinfer_helpers.verification.equality import difference
 
 logger = logging.getLogger("cpuinfer_helpers")
@@ -200,7 +201,7 @@ def _in_child(backend: str, precision: str) -> list[Proof]:
     answer = run_once(f"{__name__}:prove_all", told, name=f"{backend} {precision}", timeout_s=_CHILD_SECONDS)
     if not answer.status.successful:
         return _unproven(backend, precision, str(answer.status))
-    return [_from_dict(proof) for proof in answer.value]
+    return list(read(tuple[Proof, ...], answer.value, "proofs"))
 
 
 def prove_all(backend: str, precision: str) -> list[dict[str, Any]]:
@@ -208,16 +209,11 @@ def prove_all(backend: str, precision: str) -> list[dict[str, Any]]:
     warnings.simplefilter("ignore")
     if backend == "ipex":
         import intel_extension_for_pytorch  # noqa: F401
-    return [asdict(prove(pattern, precision)) for pattern in _BACKENDS[backend]]
+    return [write(prove(pattern, precision)) for pattern in _BACKENDS[backend]]
 
 
 def _unproven(backend: str, precision: str, reason: str) -> list[Proof]:
     return [Proof(pattern, precision, reason=reason) for pattern in _BACKENDS[backend]]
-
-
-def _from_dict(data: Mapping[str, Any]) -> Proof:
-    report = data["report"] and FusionReport.from_dict(data["report"])
-    return Proof(**{**data, "report": report})
 
 
 def _row(proof: Proof) -> tuple[str, ...]:

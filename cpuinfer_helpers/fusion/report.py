@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from cpuinfer_helpers.display import Displayed, Table, format_seconds
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.fusion.causes import why_not
-from cpuinfer_helpers.fusion.layer import LayerPicture, LayerRow, picture
+from cpuinfer_helpers.fusion.layer import LayerPicture, picture
 from cpuinfer_helpers.fusion.observed import Evidence, Fused, gather
 from cpuinfer_helpers.fusion.patterns import PATTERNS, STOCK_ATTENTION, Pattern
 from cpuinfer_helpers.graph import CALLS_UNTIL_OPTIMISED, jit_deprecations_ignored
@@ -122,22 +122,6 @@ class FusionReport(Displayed):
             f"the graph that call {self.calls} ran, and that call's events; {format_seconds(self.seconds)} under the "
             "profiler; times counts only what ran by its fast kernel"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report in types that JSON knows."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> FusionReport:
-        """The report that :meth:`to_dict` wrote."""
-        values = dict(data)
-        values["findings"] = tuple(
-            Finding(**{**finding, "why_not": tuple(finding["why_not"])}) for finding in values["findings"]
-        )
-        if values["layer"] is not None:
-            rows = (LayerRow(tuple(row["before"]), row["after"], row["pattern"]) for row in values["layer"]["rows"])
-            values["layer"] = LayerPicture(tuple(rows), values["layer"]["layers"])
-        return cls(**values)
 
 
 def fusion_report(

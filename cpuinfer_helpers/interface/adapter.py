@@ -37,8 +37,23 @@ class NamedInputs(torch.nn.Module):
         return named
 
 
-def named_inputs(model: torch.nn.Module, inputs: BoundInputs) -> NamedInputs:
-    """An adapter whose forward has the inputs' names: torch.jit.trace and exporters read them from the signature."""
+def named_inputs(model: torch.nn.Module, inputs: BoundInputs, *, is_copy: bool = False) -> NamedInputs:
+    """An adapter whose forward has the inputs' names: torch.jit.trace and exporters read them from the signature.
+
+    The model is asked for no key-value cache, unless the inputs ask for one: it is of no use to a single pass, and no
+    trace can return it.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    inputs
+        The example: tensors by name, and the plain values that every call hands over.
+    is_copy
+        Nobody else has the model, so that its configurations may be changed: models whose ``forward`` takes no
+        ``use_cache`` read from those whether to make a cache. It begins as a tensor without dimensions that others are
+        appended to, which not every backend can convert.
+    """
     names = tuple(inputs.tensors)
 
     def forward(self: NamedInputs, *by_position: torch.Tensor, **by_name: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,9 +62,13 @@ def named_inputs(model: torch.nn.Module, inputs: BoundInputs) -> NamedInputs:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
     constants = dict(inputs.constants)
-    # A key-value cache is of no use to a single pass, and no trace can return it.
     if "use_cache" in argument_names(model):
         constants.setdefault("use_cache", False)
+    if is_copy and not constants.get("use_cache"):
+        for part in model.modules():
+            config = getattr(part, "config", None)
+            if getattr(config, "use_cache", None) is True:
+                config.use_cache = False
     adapter = type("NamedInputs", (NamedInputs,), {"forward": forward})(model, constants)
     adapter.training = False
     return adapter

@@ -52,6 +52,7 @@ class OutputSpec:
             return (path or _SINGLE_OUTPUT,)
         return tuple(p for key, child in self.children for p in child.left_out(_join(path, key)))
 
+    # Not by saving.plain: which classes a path may name, and what stands in for others, is decided only here.
     def to_dict(self) -> dict[str, Any]:
         """The structure in types that JSON knows; classes by their import path."""
         path = f"{self.output_class.__module__}:{self.output_class.__qualname__}" if self.output_class else ""

@@ -23,6 +23,7 @@ from cpuinfer_helpers.recipes.loading import load_of_kind
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.saving import kinds
 from cpuinfer_helpers.saving.folders import new_artifact
+from cpuinfer_helpers.tracing.traced import TracedModel
 from cpuinfer_helpers.verification.sizes import Sizes
 
 KIND = "cpuinfer-optimized-model"
@@ -130,7 +131,9 @@ class OptimizedModel(DropIn):
         Raises
         ------
         ArtifactError
-            If the folder cannot be written or holds something else.
+            If the folder cannot be written or holds something else, the recipe is one of your own, the model was
+            changed since or was loaded without its weights, or what was written cannot be loaded again. What was there
+            is then as it was.
         """
         if self.model is None:
             raise ArtifactError("this model was loaded from a folder without its weights; copy that folder")
@@ -170,7 +173,7 @@ def load_optimized(
     model: torch.nn.Module | None = None,
     calibration: Sequence[Mapping[str, torch.Tensor]] = (),
     verify: bool = True,
-) -> OptimizedModel:
+) -> OptimizedModel | PreparedModel | TracedModel:
     """Read a folder that ``save()`` wrote: of an optimized, a prepared or a traced model.
 
     The manifest and the sha256 of every file are checked before anything is deserialised. No file in it is a pickle
@@ -203,7 +206,9 @@ def load_optimized(
     ------
     ArtifactError
         If the folder is damaged or of another kind, was saved with other versions or on a CPU with instructions that
-        this one lacks, or its answers differ.
+        this one lacks, or its answers differ. A traced model is loaded with other versions too, with a WARNING.
+    InputError
+        If ``rebuild``, ``model`` or ``calibration`` is given for a traced model.
     RecipeError
         If the recipe cannot run here.
     """

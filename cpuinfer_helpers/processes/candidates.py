@@ -61,14 +61,14 @@ class Bench:
     config: Any = None
 
     def prepare(
-        self, recipe: Recipe, child: Child, load_s: float, on_stage: Callable[[str], None], **options: Any
+        self, recipe: Recipe, child: Child, load_s: float | None, on_stage: Callable[[str], None], **options: Any
     ) -> Candidate:
         """Prepare the model in a child and warm it up.
 
         Parameters
         ----------
         recipe, child, load_s
-            What :meth:`Session.start` was given and gave.
+            What :meth:`Session.start` was given and gave; without ``load_s`` the row tells no time for it.
         on_stage
             Told what is being done.
         **options

@@ -29,6 +29,7 @@ from cpuinfer_helpers.processes.questions import find_function
 from cpuinfer_helpers.processes.transport import Parcel, read_parcel, write_tensors
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe, prepare
 from cpuinfer_helpers.recipes.preparation import prepare_like, verify_prepared
+from cpuinfer_helpers.saving.plain import write
 from cpuinfer_helpers.timing.measuring import measure, seconds_of
 from cpuinfer_helpers.timing.roofline import roofline
 
@@ -128,7 +129,7 @@ class Worker:
             "prepared": self.prepared.prepared,
             "seconds": clock.build_seconds,
             "example_calls": clock.example_calls,
-            "receipt": self.prepared.receipt.to_dict(),
+            "receipt": write(self.prepared.receipt),
         }
 
     def warm_up(self, budget_s: float) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class Worker:
                 self.prepared, checks, difference = other, other.receipt.checks, None
         del reference
         gc.collect()
-        receipt = replace(self.prepared.receipt, checks=checks).to_dict()
+        receipt = write(replace(self.prepared.receipt, checks=checks))
         return {"receipt": receipt, "difference": difference}
 
     def metric(self) -> dict[str, Any]:

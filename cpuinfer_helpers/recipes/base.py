@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.interface.copies import EagerModel
+from cpuinfer_helpers.interface.copies import EagerModel, attention_of, shared_copy, with_attention
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.machine.versions import release_of
@@ -37,7 +37,7 @@ class Request:
         ``fp32``, ``bf16`` or ``int8``.
     model
         The eager model in evaluation mode: a copy with the user's own parameters, which a backend never changes; see
-        :mod:`recipes.copies`.
+        :mod:`~cpuinfer_helpers.interface.copies`.
     inputs
         Example inputs: tensors by name, and plain values that become constants.
     calibration
@@ -62,6 +62,15 @@ class Request:
     def eager(self) -> EagerModel:
         """The model as it answers eagerly, unchanged by its calls."""
         return self.make_eager() if self.make_eager else EagerModel(self.model, fresh=False)
+
+    def copy_with_attention(self, implementation: str) -> torch.nn.Module:
+        """A copy of the model with another attention, or with its own where attention maps were asked for.
+
+        Only eager attention can return those.
+        """
+        asked = self.inputs.constants.get("output_attentions", getattr(self.config, "output_attentions", False))
+        keeps = asked and attention_of(self.model) == "eager"
+        return shared_copy(self.model) if keeps else with_attention(self.model, implementation)
 
     @property
     def config(self) -> Any:

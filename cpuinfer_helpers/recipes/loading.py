@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cpuinfer_helpers.errors import ArtifactError, InputError, RecipeError, first_line
+from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine.paths import given_path
+from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes.base import Recipe
 from cpuinfer_helpers.recipes.preparation import prepare
 from cpuinfer_helpers.recipes.prepared import KIND, PreparedModel
 from cpuinfer_helpers.recipes.saved import read_example, read_recipe_manifest
 from cpuinfer_helpers.saving.kinds import loads
+from cpuinfer_helpers.saving.manifest import read_sizes
+from cpuinfer_helpers.saving.plain import read
 from cpuinfer_helpers.saving.weights import read_model
 
 
@@ -73,8 +78,7 @@ def load_of_kind(
         eager = None
         if rebuild or not manifest["exported"]:
             eager = read_model(manifest["model"], folder, model)
-            given = {**inputs.tensors, **inputs.constants}
-            prepared = _prepared_anew(manifest, recipe, eager, given, calibration, verify=rebuild)
+            prepared = _prepared_anew(manifest, recipe, eager, inputs, calibration, verify=rebuild)
         else:
             prepared = PreparedModel.restored(manifest, recipe, inputs, probe, folder)
         result = finish(manifest, prepared, eager, folder)
@@ -95,20 +99,28 @@ def _prepared_anew(
     manifest: Mapping[str, Any],
     recipe: Recipe,
     eager: torch.nn.Module,
-    example_inputs: Mapping[str, Any],
+    inputs: BoundInputs,
     calibration: Sequence[Mapping[str, torch.Tensor]],
     *,
     verify: bool,
 ) -> PreparedModel:
-    """The eager model of the saved weights, prepared by the saved recipe."""
+    """The eager model of the saved weights, prepared by the saved recipe.
+
+    Without ``verify`` the comparisons of the day when it was saved hold, and calls keep to the sizes of those.
+    """
     each_shape = bool(manifest.get("each_shape"))
-    return prepare(
+    prepared = prepare(
         recipe,
         eager,
-        example_inputs,
+        {**inputs.tensors, **inputs.constants},
         calibration=calibration,
         verify=verify or each_shape,
         tolerance=manifest["tolerance"],
         on_failure="raise",
         each_shape=each_shape,
     )
+    if not (verify or each_shape):
+        saved = read(Receipt, manifest["receipt"], "receipt", older=True)
+        prepared.receipt = replace(prepared.receipt, checks=saved.checks)
+        prepared.sizes = read_sizes(manifest, inputs.tensors)
+    return prepared

@@ -315,7 +315,7 @@ class _PreparationRequest:
         if _fingerprint(self.reference.model) != before:
             raise CpuInferError(
                 f"{self.recipe.name} has changed the model that it was given, which no recipe may do: load the model "
-                "anew, and have the recipe work on a copy (recipes.copies)"
+                "anew, and have the recipe work on a copy (interface.copies)"
             )
         missing = [name for name in names if name not in first]
         if missing:
@@ -342,7 +342,6 @@ class _PreparationRequest:
         )
 
     def _receipt(self, build: Build | None, spec: OutputSpec | None, reason: str | None = None) -> Receipt:
-        observed = {}
         if build is not None:
             observed = {
                 "script_module": build.module is not None,

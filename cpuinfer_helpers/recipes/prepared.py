@@ -42,7 +42,7 @@ def _nothing() -> None:
 
 
 class PreparedModel(DropIn):
-    """A model prepared by a recipe, or the eager model that answers in its place; made by :meth:`Recipe.prepare`.
+    """A model prepared by a recipe, or the eager model in its place; made by :func:`~cpuinfer_helpers.prepare`.
 
     Call it with the keyword inputs of the example; it returns the model's own output class, in the model's own dtype,
     without gradients. It computes in the recipe's precision, also under autocast.
@@ -180,7 +180,8 @@ class PreparedModel(DropIn):
     def _write(self, model: torch.nn.Module, manifest: dict[str, Any], folder: Path) -> None:
         """Write everything but the manifest into a folder, note it in the manifest, and see that it can be loaded."""
         recipe = recipe_to_save(self.recipe)
-        reference = Reference(model, self.inputs)
+        with torch.inference_mode(False):
+            reference = Reference(model, self.inputs)
         self._refuse_changed(reference)
         manifest.update(circumstances(recipe), tolerance=self.tolerance, each_shape=self._each_shape)
         manifest.update(described(self.inputs.tensors, self.inputs.constants, self.receipt, self.sizes))

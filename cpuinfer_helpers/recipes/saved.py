@@ -26,7 +26,7 @@ from cpuinfer_helpers.saving.plain import check_fields, read
 from cpuinfer_helpers.saving.probe import PROBE_FILE, answers_of, inputs_of
 from cpuinfer_helpers.saving.tensors import read_named_tensors
 from cpuinfer_helpers.saving.weights import dtype_of, read_config
-from cpuinfer_helpers.verification.sizes import Sizes, read_sizes
+from cpuinfer_helpers.verification.sizes import Sizes
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -185,7 +185,7 @@ def read_parts(
         receipt=read(Receipt, manifest["receipt"], "receipt", older=True),
         build=build,
         config=read_config(manifest["model"], folder),
-        sizes=read_sizes(manifest, inputs.tensors),
+        sizes=manifests.read_sizes(manifest, inputs.tensors),
         probe=probe,
         tolerance=manifest["tolerance"],
     )

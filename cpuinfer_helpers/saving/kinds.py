@@ -54,9 +54,9 @@ def load(directory: str | os.PathLike[str], **options: Any) -> Any:
     if kind not in _LOADERS and kind in _ELSEWHERE:
         importlib.import_module(_ELSEWHERE[kind])
     if kind not in _LOADERS:
+        what = "does not say what it holds" if kind is None else f"holds {kind!r:.80}, not a model that was saved"
         raise ArtifactError(
-            f"{os.fspath(directory)} holds {kind!r:.80}, not a model that was saved; give a folder "
-            "that save() of a traced, prepared or optimized model wrote"
+            f"{os.fspath(directory)} {what}; give a folder that save() of a traced, prepared or optimized model wrote"
         )
     loader = _LOADERS[kind]
     for name in options.keys() - inspect.signature(loader).parameters.keys():

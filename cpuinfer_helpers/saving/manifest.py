@@ -11,6 +11,7 @@ import torch
 from cpuinfer_helpers.machine.report import detect_isa
 from cpuinfer_helpers.machine.versions import installed_versions
 from cpuinfer_helpers.receipts import Receipt
+from cpuinfer_helpers.saving.plain import read, write
 from cpuinfer_helpers.verification.sizes import Sizes
 
 Tensors = Mapping[str, torch.Tensor]
@@ -53,9 +54,9 @@ def described(
         "isa": list(detect_isa()),
         "inputs": {name: schema(tensor) for name, tensor in tensors.items()},
         "constants": dict(constants),
-        "receipt": receipt.to_dict(),
+        "receipt": write(receipt),
     }
-    return entries if sizes is None else entries | {"sizes": sizes.to_dict()}
+    return entries if sizes is None else entries | {"sizes": write(sizes)}
 
 
 def check_inputs(
@@ -80,6 +81,23 @@ def check_inputs(
     for name, sizes in (fixed_sizes or {}).items():
         if tuple(sizes) != tuple(tensors[name].shape[1:]):
             raise ValueError(f"fixed_sizes.{name} is {list(sizes)}, and the example has other sizes")
+
+
+def read_sizes(manifest: Mapping[str, Any], example: Tensors) -> Sizes:
+    """The sizes that a manifest tells; of folders that were written before it told more than the fixed ones, those.
+
+    Raises
+    ------
+    ValueError
+        If it tells no such thing, or not of this example.
+    """
+    if "sizes" in manifest:
+        sizes = read(Sizes, manifest["sizes"], "sizes")
+    else:
+        fixed = read(Mapping[str, tuple[int, ...]], manifest.get("fixed_sizes", {}), "fixed_sizes")
+        sizes = Sizes({name: tuple((size, size) for size in row) for name, row in fixed.items()})
+    sizes.refuse_other_example(example)
+    return sizes
 
 
 def schema(tensor: torch.Tensor) -> dict[str, Any]:

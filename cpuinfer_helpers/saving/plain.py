@@ -63,15 +63,14 @@ def read(wanted: Any, value: Any, where: str, *, older: bool = False) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         _expect(isinstance(value, dict), where, "an object", value)
         return {key: read(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if wanted is float:
-        value = SPECIAL_NUMBERS.get(value, value) if isinstance(value, str) else value
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        _expect(isinstance(value, float) or abs(value) < 2**63, where, "a number of at most 64 bits", value)
-        return float(value)
-    _expect(
-        isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)), where, wanted.__name__, value
-    )
-    return value
+    if wanted is float and isinstance(value, str):
+        value = SPECIAL_NUMBERS.get(value, value)
+    known = isinstance(value, (int, float) if wanted is float else wanted)
+    name = "a number" if wanted is float else wanted.__name__
+    _expect(known and (wanted is bool or not isinstance(value, bool)), where, name, value)
+    if isinstance(value, int):
+        _expect(abs(value) < 2**63, where, "a number of at most 64 bits", value)
+    return float(value) if wanted is float else value
 
 
 def check_fields(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

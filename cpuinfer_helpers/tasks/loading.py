@@ -100,7 +100,7 @@ def _from_hub(kind: TaskKind) -> Task:
 def _offline(kind: TaskKind, reason: str) -> Task:
     folder = checkpoint_directory(kind.name)
     trained, tokenizer = load_weights(kind.auto_class, folder), load_tokenizer(folder)
-    datasets = {part: kind.data.examples(part) for part in ("heldout", "prose")}
+    datasets = {part: kind.data.examples(part) for part in kind.data.files if part != "train"}
     origin = (
         "offline: BERT-base geometry with fixed random weights for timing, a small trained checkpoint for accuracy "
         f"({reason})"

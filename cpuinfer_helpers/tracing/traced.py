@@ -21,7 +21,7 @@ from cpuinfer_helpers.saving.folders import MODULE_FILE, kind_of, new_artifact, 
 from cpuinfer_helpers.saving.plain import check_fields, read
 from cpuinfer_helpers.saving.probe import PROBE_FILE, inputs_of, run_probe, warn_of_other_versions
 from cpuinfer_helpers.saving.tensors import read_module, read_named_tensors, write_module, write_named_tensors
-from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes, read_sizes
+from cpuinfer_helpers.verification.sizes import ANY_SIZE, Sizes
 
 
 class TracedModel(DropIn):
@@ -196,7 +196,7 @@ class TracedModel(DropIn):
             spec=OutputSpec.from_dict(manifest["output"]),
             receipt=read(Receipt, manifest["receipt"], "receipt", older=True),
             probe=probe,
-            sizes=read_sizes(manifest, inputs),
+            sizes=manifests.read_sizes(manifest, inputs),
         )
 
     def __str__(self) -> str:

@@ -28,7 +28,9 @@ logger = logging.getLogger("cpuinfer_helpers")
 class StandIn(SaysWhatItIs, torch.nn.Module):
     """Answers in place of a model, and has no parameters, so that the Trainer can neither cast nor move the model.
 
-    A copy of it, in this process or another, has the model and the plan, and prepares for its own first batch.
+    A copy of it, in this process or another, has the model and the plan, and prepares for its own first batch. It is no
+    :class:`~cpuinfer_helpers.interface.drop_in.DropIn`, which takes only the inputs of its one example: this takes
+    batches of any kind, by position and with labels too, and has a drop-in or the eager model answer each kind.
 
     Parameters
     ----------

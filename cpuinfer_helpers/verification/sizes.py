@@ -84,32 +84,24 @@ class Sizes:
                     sizes = f"{first} has {size} and {name} {inputs[name].shape[other]} {what}"
                     raise InputError(f"{sizes}; give inputs that fit together")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes in types that JSON knows."""
-        ranges = {name: [list(bounds) for bounds in ranges] for name, ranges in self.ranges.items()}
-        return {"ranges": ranges, "equal": [[list(slot) for slot in group] for group in self.equal]}
-
-    @classmethod
-    def from_dict(cls, data: Any, example: Tensors) -> Sizes:
-        """What :meth:`to_dict` wrote.
+    def refuse_other_example(self, example: Tensors) -> None:
+        """Raise where these cannot be the sizes of an example's inputs, whoever has written them.
 
         Raises
         ------
         ValueError
-            If it is of another kind, or the example is not among the sizes.
+            If they are of other inputs or dimensions, or the example is not among them.
         """
-        if not isinstance(data, Mapping) or data.keys() != {"ranges", "equal"}:
-            raise ValueError(f"sizes should hold ranges and what is equal, and is {data!r}"[:300])
-        ranges = {name: tuple(_bounds(pair) for pair in pairs) for name, pairs in data["ranges"].items()}
-        equal = tuple(tuple(_slot(pair, example) for pair in group) for group in data["equal"])
-        if not ranges.keys() <= example.keys() or not all(equal):
+        slots = [slot for group in self.equal for slot in group]
+        known = all(name in example and 0 <= dim < example[name].dim() for name, dim in slots)
+        if not (known and all(self.equal) and self.ranges.keys() <= example.keys()):
             raise ValueError("sizes should be of the example's inputs, and are of others")
-        sizes = cls(ranges, equal)
+        if any(low < 0 for bounds in self.ranges.values() for low, _ in bounds):
+            raise ValueError("sizes should be 0 or more, and some are less")
         try:
-            sizes.refuse_others(example)
+            self.refuse_others(example)
         except InputError as error:
             raise ValueError(f"sizes leave out the example: {error}") from error
-        return sizes
 
     def _refusal(self, name: str, shape: torch.Size) -> str:
         texts = (f"{low}" if low == high else f"{low} to {high}" for low, high in self.ranges[name])
@@ -123,21 +115,6 @@ class Sizes:
 ANY_SIZE = Sizes()
 
 
-def read_sizes(manifest: Mapping[str, Any], example: Tensors) -> Sizes:
-    """The sizes that a manifest tells; of folders that were written before it told more than the fixed ones, those.
-
-    Raises
-    ------
-    ValueError
-        If it tells no such thing.
-    """
-    if "sizes" in manifest:
-        return Sizes.from_dict(manifest["sizes"], example)
-    fixed = manifest.get("fixed_sizes", {})
-    ranges = {name: [[size, size] for size in sizes] for name, sizes in fixed.items()}
-    return Sizes.from_dict({"ranges": ranges, "equal": []}, example)
-
-
 def _tied(example: Tensors, parts: list[set[Slot]]) -> tuple[tuple[Slot, ...], ...]:
     """The dimensions of equal size that no part was seen to leave."""
     groups: dict[Any, list[Slot]] = {}
@@ -146,17 +123,3 @@ def _tied(example: Tensors, parts: list[set[Slot]]) -> tuple[tuple[Slot, ...], .
             apart = tuple((name, dim) in part for part in parts)
             groups.setdefault((dim == 0, size, apart), []).append((name, dim))
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
-
-
-def _slot(pair: Any, example: Tensors) -> Slot:
-    known = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) is int
-    if not known or pair[0] not in example or not 0 <= pair[1] < example[pair[0]].dim():
-        raise ValueError(f"sizes should be of dimensions of the example's inputs, and are of {pair!r}"[:300])
-    return pair[0], pair[1]
-
-
-def _bounds(pair: Any) -> tuple[int, int]:
-    whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(size) is int for size in pair)
-    if not whole or not 0 <= pair[0] <= pair[1] < 2**62:
-        raise ValueError(f"sizes should hold pairs of whole numbers, and holds {pair!r}"[:300])
-    return pair[0], pair[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -88,6 +89,8 @@ def test_weights_come_from_the_seed_and_the_random_state_stays():
 def measured(tmp_path_factory):
     """Two families by all that can run here, and what was left behind."""
     temporary = tmp_path_factory.mktemp("temporary")
+    # Pickling a model may import this, and it keeps a temporary folder of its own until the process ends.
+    importlib.import_module("torch.distributed.nn")
     # Other tests may have started some that stay, such as torch.compile's compilers.
     before = set(psutil.Process().children(recursive=True))
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from cpuinfer_helpers.course.examples import PATTERN_EXAMPLES, Attention
 from cpuinfer_helpers.fusion import fusion_report
 from cpuinfer_helpers.fusion.patterns import MHA
 from cpuinfer_helpers.machine.report import no_bf16_kernels
+from cpuinfer_helpers.saving.plain import write
 from tests.conftest import make_bert, make_inputs
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
@@ -70,7 +71,7 @@ def report(
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
         module = torch.jit.trace(model, example_kwarg_inputs=inputs, strict=False, check_trace=False)
         module = torch.jit.freeze(module) if freeze else module
-    return fusion_report(module, inputs, calls=calls).to_dict()
+    return write(fusion_report(module, inputs, calls=calls))
 
 
 def int8_report(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def int8_report(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict
     with torch.no_grad():
         converted = ipex.quantization.convert(observed)
         module = torch.jit.trace(converted, example_kwarg_inputs=inputs, strict=False, check_trace=False)
-        return fusion_report(torch.jit.freeze(module), inputs).to_dict()
+        return write(fusion_report(torch.jit.freeze(module), inputs))
 
 
 def fp32_reports() -> dict[str, Any]:

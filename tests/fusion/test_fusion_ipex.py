@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cpuinfer_helpers.fusion import FusionReport
+from cpuinfer_helpers.saving.plain import read
 from tests.isa import NO_AVX512_LOOPS, NO_BF16_KERNELS_IN_IPEX, needs_bf16_kernels_in_ipex
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def told() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reports(told: dict[str, Any]) -> dict[str, FusionReport]:
-    return {name: FusionReport.from_dict(data) for name, data in told["reports"].items()}
+    return {name: read(FusionReport, data, name) for name, data in told["reports"].items()}
 
 
 def assert_loops_fused(report: FusionReport, pattern: str, count: int) -> None:

@@ -12,6 +12,7 @@ import cpuinfer_helpers as cpu
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.fusion import FusionReport, fusion_report
+from cpuinfer_helpers.saving.plain import read, write
 
 Inputs = dict[str, torch.Tensor]
 PARTITION = "oneDNN Graph partition"
@@ -249,7 +250,7 @@ def test_a_stock_linear_that_a_rewrite_splits_is_a_joined_one() -> None:
 
 def test_reports_survive_json(onednn: None, eager_bert: torch.nn.Module, bert_inputs: Inputs) -> None:
     report = fusion_report(traced(eager_bert, bert_inputs), bert_inputs)
-    again = FusionReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    again = read(FusionReport, json.loads(json.dumps(write(report))), "report")
     assert again == report
     assert str(again) == str(report)
 

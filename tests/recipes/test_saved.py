@@ -32,7 +32,7 @@ def test_what_a_recipe_has_prepared_is_saved_and_loaded(recipe, tmp_path):
     prepared.save(folder)
 
 
-@pytest.mark.parametrize("recipe", ["torchscript-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("recipe", ["torchscript-fp32", "openvino-fp32", "bettertransformer-fp32"])
 def test_it_keeps_its_sizes_receipt_and_tolerance(recipe, tmp_path):
     prepared = cpu.prepare(recipe, make_bert(), make_inputs(), tolerance=0.01, on_failure="raise")
     # The model is gone with the line that made it.
@@ -41,6 +41,15 @@ def test_it_keeps_its_sizes_receipt_and_tolerance(recipe, tmp_path):
     assert loaded.receipt.checks == prepared.receipt.checks and loaded.input_names == prepared.input_names
     with pytest.raises(cpu.InputError, match="the answers were compared with the model's at"):
         loaded(**{name: tensor.repeat(1, 100) for name, tensor in make_inputs().items()})
+
+
+@pytest.mark.parametrize("recipe", ["torchscript-fp32", "eager-fp32"])
+def test_it_is_saved_and_loaded_in_inference_mode(recipe, tmp_path):
+    model = make_bert()
+    prepared = cpu.prepare(recipe, model, make_inputs(), on_failure="raise")
+    with torch.inference_mode():
+        loaded = cpu.load_optimized(prepared.save(tmp_path / "model"))
+    assert max(largest_errors(loaded, model)) < TOLERANCE["fp32"]
 
 
 def test_the_eager_model_is_not_kept_in_memory_for_it(tmp_path):
@@ -113,8 +122,18 @@ def test_one_function_loads_every_kind(tmp_path):
         with pytest.raises(cpu.ArtifactError, match="not 'cpuinfer-traced-model'"):
             cpu.TracedModel.load(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(cpu.ArtifactError):
+    with pytest.raises(cpu.ArtifactError, match=r"has no manifest\.json: it is not a folder that save\(\) wrote"):
         cpu.load_optimized(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "what"),
+    [("{}", "does not say what it holds"), ('{"kind": "a cake"}', "holds 'a cake', not a model that was saved")],
+)
+def test_a_folder_of_no_kind_says_so(tmp_path, manifest, what):
+    (tmp_path / "manifest.json").write_text(manifest, encoding="utf-8")
+    with pytest.raises(cpu.ArtifactError, match=f"{what}; give a folder that save"):
+        cpu.load_optimized(tmp_path)
 
 
 def test_it_is_rebuilt_from_its_weights_and_verified(tmp_path):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 import cpuinfer_helpers as cpu
 from cpuinfer_helpers.tasks import data_files, loading, task_names
+from cpuinfer_helpers.tasks.kinds.registry import get_kind
 
 # Held-out scores that the small checkpoints must reach, and what guessing would.
 TARGETS = {
@@ -152,3 +154,10 @@ def test_a_checkpoint_that_is_not_whole_is_not_used(damaged, name):
     with pytest.raises(cpu.ArtifactError, match=r"install cpuinfer-helpers again") as caught:
         loading.checkpoint_directory("question-answering", damaged)
     assert str(damaged / name) in str(caught.value)
+
+
+def test_the_parts_of_a_task_are_those_that_its_kind_has_files_for():
+    kind = get_kind("text-classification")
+    files = {"train": kind.data.files["train"], "heldout": kind.data.files["heldout"]}
+    task = loading._offline(replace(kind, data=replace(kind.data, files=files)), "for a test")
+    assert list(task.datasets) == ["heldout"] and task.evaluate(limit=2).examples == 2

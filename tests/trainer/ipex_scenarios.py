@@ -17,6 +17,7 @@ import torch
 import transformers
 from rows import make_model, make_rows
 
+from cpuinfer_helpers.saving.plain import write
 from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, verify_trainer
 
 ROWS = make_rows("question-answering")
@@ -34,7 +35,7 @@ def ours(folder: str, expected: Any, **flags: Any) -> dict[str, Any]:
     output = trainer.predict(ROWS)
     return {
         "error": max(float(np.abs(a - b).max()) for a, b in zip(output.predictions, expected, strict=True)),
-        "receipt": trainer.jit_receipt.to_dict(),
+        "receipt": write(trainer.jit_receipt),
         "metrics": output.metrics,
         "unchanged": all(torch.equal(t, before[name]) for name, t in model.state_dict().items()),
         "type": type(model.bert.encoder.layer[0].output.dense).__name__,

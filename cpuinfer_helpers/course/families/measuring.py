@@ -16,13 +16,13 @@ from cpuinfer_helpers.course.families.comparison import FamilyComparison, Family
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.processes.asking import prepare_in
+from cpuinfer_helpers.processes.candidates import Bench, Candidate
 from cpuinfer_helpers.processes.child import Child, ChildLost
 from cpuinfer_helpers.processes.memory import private_bytes
-from cpuinfer_helpers.processes.rounds import Rounds, run_rounds
+from cpuinfer_helpers.processes.recipe_result import RecipeResult
 from cpuinfer_helpers.processes.session import Session
-from cpuinfer_helpers.processes.status import SUCCESSFUL, Kind, Status
+from cpuinfer_helpers.processes.status import Kind, Status
 from cpuinfer_helpers.processes.transport import write_parcel
-from cpuinfer_helpers.receipts import Receipt
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.tasks import task_names
@@ -33,7 +33,6 @@ from cpuinfer_helpers.verification.variations import valid_positions
 logger = logging.getLogger("cpuinfer_helpers")
 
 _BASELINE = "eager"
-_WARM_UP_SHARE = 0.3
 # TorchScript never lets go of some of the graphs that it has made. A process that has grown to this is replaced.
 _LARGEST_CHILD_BYTES = 2 * 2**30
 
@@ -113,8 +112,10 @@ def compare_families(
         for family, task in progress:
             progress.set_description(f"{family.title}, {task}")
             model = family.make_model(task, layers)
-            session.take(model, family.make_inputs(model, batch_size, length))
-            rows += _ModelRun(session, family.title, task, budget_s, relative_width).run(able)
+            inputs = family.make_inputs(model, batch_size, length)
+            session.take(model, inputs)
+            bench = Bench(session, {"inputs": inputs, "agreement": ()}, budget_s, relative_width)
+            rows += _ModelRun(session, bench, family.title, task).run(able)
     report = machine_report()
     ran = dict.fromkeys(recipe.precision for recipe in able)
     return FamilyComparison(
@@ -136,7 +137,6 @@ class _ModelSession(Session):
     def __init__(self, threads: int, timeout_s: float) -> None:
         nothing = {"model": torch.nn.Identity(), "inputs": {}}
         super().__init__(nothing, threads=threads, timeout_s=timeout_s, memory_bytes=None)
-        self.inputs: dict[str, torch.Tensor] = {}
         self._by_backend: dict[str, Child] = {}
         self._taken = 0
 
@@ -146,7 +146,6 @@ class _ModelSession(Session):
             Path(path).unlink()
         self._taken += 1
         self._parcel = write_parcel(self._folder, f"model-{self._taken}", {"model": model, "inputs": inputs})
-        self.inputs = inputs
 
     def load(self, recipe: Recipe) -> Child:
         """The backend's child, with the model loaded anew; a new one where there is none or it has grown too large.
@@ -170,27 +169,17 @@ class _ModelSession(Session):
 
 
 @dataclass
-class _Candidate:
-    """A recipe that has prepared the model and waits in its process for its turns."""
-
-    child: Child
-    receipt: Receipt
-    first_call_s: float
-    call_s: float
-    warm_up_calls: int
-    steady: bool
-    max_error: float
-
-
-@dataclass
 class _ModelRun:
-    """One model: carries what is seen of it into rows."""
+    """One model: carries what is seen of it into rows.
+
+    Not by :func:`~cpuinfer_helpers.processes.asking.ask_alone`, whose process ends with its answer: here those of the
+    baseline and of the recipes wait for each other, to take turns, and then go on to the next model.
+    """
 
     session: _ModelSession
+    bench: Bench
     family: str
     task: str
-    budget_s: float
-    relative_width: float
     expected: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def run(self, recipes: Sequence[Recipe]) -> Iterator[FamilyResult]:
@@ -207,22 +196,22 @@ class _ModelRun:
         """A row for each recipe; ChildLost if the baseline does not run."""
         self.expected = self.expected or self._expected()
         eager = self._prepare(baseline)
-        ready: dict[str, _Candidate] = {}
+        ready: dict[str, Candidate] = {}
         failed: dict[str, Status] = {}
         for recipe in recipes:
             try:
                 ready[recipe.name] = self._prepare(recipe)
             except ChildLost as lost:
                 failed[recipe.name] = lost.status
-        rounds = self._rounds({baseline.name: eager, **ready})
+        rounds = self.bench.rounds([eager, *ready.values()], lambda number: None)
         failed |= rounds.lost
         if baseline.name in failed:
             raise ChildLost(failed[baseline.name])
-        against = self._timing(baseline.name, eager, rounds)
+        against = self.bench.timing(eager, rounds)
         return [
             self._failure(recipe.name, failed[recipe.name], against)
             if recipe.name in failed
-            else self._success(recipe.name, ready[recipe.name], rounds, against)
+            else self._success(ready[recipe.name].row, self.bench.timing(ready[recipe.name], rounds), against)
             for recipe in recipes
         ]
 
@@ -236,26 +225,24 @@ class _ModelRun:
         logger.warning("%s, %s, %s: %s", self.family, self.task, recipe, status)
         return FamilyResult(self.family, self.task, recipe, status, against)
 
-    def _success(self, recipe: str, candidate: _Candidate, rounds: Rounds, against: Timing) -> FamilyResult:
-        timing = self._timing(recipe, candidate, rounds)
-        seen = {"max_error": candidate.max_error, "receipt": candidate.receipt}
-        return FamilyResult(self.family, self.task, recipe, SUCCESSFUL, against, timing, **seen)
+    def _success(self, row: RecipeResult, timing: Timing, against: Timing) -> FamilyResult:
+        seen = {"max_error": row.max_error, "receipt": row.receipt}
+        return FamilyResult(self.family, self.task, row.recipe, row.status, against, timing, **seen)
 
-    def _prepare(self, recipe: Recipe) -> _Candidate:
+    def _prepare(self, recipe: Recipe) -> Candidate:
         """Have the model prepared, verified and warmed up; ChildLost tells why that failed."""
-        session, is_baseline = self.session, recipe.backend == _BASELINE
-        child = session.load(recipe)
-        done = prepare_in(session, child, verify=not is_baseline)
-        if not done.status.successful:
-            raise ChildLost(_not_prepared(done.status))
-        warm = session.ask(child, "warm_up", budget_s=self.budget_s * _WARM_UP_SHARE)
-        error = 0.0 if is_baseline else self._largest_error(recipe, session.answers(child)[0][0])
-        first = done.example_calls[0]
-        return _Candidate(child, done.receipt, first, warm["median"], warm["calls"], warm["steady"], error)
+        child, verify = self.session.load(recipe), recipe.backend != _BASELINE
+        candidate = self.bench.prepare(recipe, child, None, lambda stage: None, verify=verify)
+        if not candidate.row.successful:
+            raise ChildLost(_not_prepared(candidate.row.status))
+        if verify:
+            error = self._largest_error(recipe, self.session.answers(child)[0][0])
+            candidate.row = replace(candidate.row, max_error=error)
+        return candidate
 
     def _largest_error(self, recipe: Recipe, answers: Mapping[str, torch.Tensor]) -> float:
         """Against eager FP32 in its own process; ChildLost if beyond the tolerance of the recipe's precision."""
-        valid, worst = valid_positions(self.session.inputs), 0.0
+        valid, worst = valid_positions(self.bench.request["inputs"]), 0.0
         for name, wanted in self.expected.items():
             found = difference(wanted, answers[name], valid, recipe.precision)
             if not found.passed:
@@ -264,28 +251,6 @@ class _ModelRun:
                 raise ChildLost(Status(Kind.NOT_PREPARED, reason))
             worst = max(worst, found.error)
         return worst
-
-    def _rounds(self, candidates: Mapping[str, _Candidate]) -> Rounds:
-        return run_rounds(
-            [one.child for one in candidates.values()],
-            {name: one.call_s for name, one in candidates.items()},
-            lambda child, calls: self.session.ask(child, "run", watched=False, calls=calls)["seconds"],
-            budget_s=self.budget_s,
-            relative_width=self.relative_width,
-            on_round=lambda number: None,
-        )
-
-    def _timing(self, name: str, candidate: _Candidate, rounds: Rounds) -> Timing:
-        return Timing(
-            label=name,
-            samples=tuple(rounds.samples[name]),
-            first_call=candidate.first_call_s,
-            warmup_calls=candidate.warm_up_calls,
-            steady=candidate.steady,
-            stopped_by=rounds.stopped_by,
-            threads=self.session.threads,
-            round_id=rounds.round_id,
-        )
 
 
 def _not_prepared(status: Status) -> Status:

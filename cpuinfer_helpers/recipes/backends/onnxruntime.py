@@ -16,7 +16,7 @@ from cpuinfer_helpers.interface.copies import attention_of
 from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.machine.scratch import temporary_folder
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
-from cpuinfer_helpers.recipes.tools.arrays import array_maker, attention_copy
+from cpuinfer_helpers.recipes.tools.arrays import array_maker
 from cpuinfer_helpers.recipes.tools.onnx_files import check_external_data
 from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
 
@@ -59,8 +59,8 @@ def _converted(request: Request, folder: Path, change: Callable[[Path, bool], Pa
     """Write the model to a folder, in ONNX; returns its file."""
     # The graph of eager attention is the one that the runtime optimises best: 160 ms for BERT-base at (1, 384), against
     # 157 to 176 for SDPA on one version of transformers and the other.
-    model = attention_copy(request, "eager")
-    adapter = named_inputs(model, request.inputs)
+    model = request.copy_with_attention("eager")
+    adapter = named_inputs(model, request.inputs, is_copy=True)
     path = folder / _EXPORTED
     _export_graph(adapter, request, path)
     return (change(path, _is_large(adapter)) if change else path), adapter

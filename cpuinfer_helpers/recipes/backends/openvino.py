@@ -20,7 +20,7 @@ from cpuinfer_helpers.machine import instructions
 from cpuinfer_helpers.machine.report import machine_report
 from cpuinfer_helpers.machine.signal_stack import signal_stack_kept
 from cpuinfer_helpers.recipes.base import SEVEN_BITS, Build, Recipe, Request, Stored, Tensors
-from cpuinfer_helpers.recipes.tools.arrays import array_maker, attention_copy
+from cpuinfer_helpers.recipes.tools.arrays import array_maker
 from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
 
 _FILE = "model.openvino"
@@ -80,11 +80,11 @@ def _build(request: Request, by: Callable[[str], Build]) -> Build:
 
 
 def _built(attention: str, request: Request, hint: str, runs: str, change: Change | None = None) -> Build:
-    model = attention_copy(request, attention)
+    model = request.copy_with_attention(attention)
     with signal_stack_kept(), libraries_quiet() as warnings:
         import openvino
 
-        adapter = named_inputs(model, request.inputs)
+        adapter = named_inputs(model, request.inputs, is_copy=True)
         converted = openvino.convert_model(adapter, example_input=dict(request.inputs.tensors))
         converted, evidence = change(request, converted) if change else (converted, {})
         compiled = openvino.Core().compile_model(converted, "CPU", _settings(hint))

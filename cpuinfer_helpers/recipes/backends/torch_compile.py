@@ -19,7 +19,6 @@ from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.compiler import find_compiler
 from cpuinfer_helpers.machine.scratch import temporary_folder
 from cpuinfer_helpers.recipes.base import Build, Recipe, Request, Tensors
-from cpuinfer_helpers.recipes.tools.arrays import attention_copy
 from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
 
 Context = Callable[[], contextlib.AbstractContextManager]
@@ -34,8 +33,8 @@ def _build_bf16(request: Request) -> Build:
 
 
 def _build(request: Request, precision: Context, how: str) -> Build:
-    model = attention_copy(request, "sdpa")
-    constants = named_inputs(model, request.inputs).constants
+    model = request.copy_with_attention("sdpa")
+    constants = named_inputs(model, request.inputs, is_copy=True).constants
     # The compiler writes there. Where it cannot, its import breaks off, and cannot be done again in this process.
     with temporary_folder(), libraries_quiet(), switches.compiled_call():
         from torch._inductor import config

@@ -62,7 +62,8 @@ class TaskData:
     Attributes
     ----------
     files
-        The file of each part: ``train``, from which nothing is scored, ``heldout`` and others.
+        The file of each part: ``train``, from which nothing is scored, ``heldout``, which is the default one, and
+        others behind it.
     read
         Reads a file; raises DataError where it is malformed.
     text_of

@@ -197,10 +197,9 @@ def test_a_token_s_vector_counts_for_features_and_the_mean_for_similarity(folder
     assert cpu.load_model(folder, "sentence-similarity").metric(2).wanted.shape[0] == 2
 
 
-@pytest.mark.parametrize("name", kind_names())
+# The windows of questions are longer than this small model takes.
+@pytest.mark.parametrize("name", [name for name in kind_names() if name != "question-answering"])
 def test_each_kind_has_rows_to_calibrate_with_where_it_reads_texts(folders: dict[str, Path], name: str) -> None:
-    if name == "question-answering":
-        return  # its windows are longer than this small model takes
     loaded = cpu.load_model(folders[name], name)
     rows = loaded.calibration_inputs(5)
     assert len(rows) == (5 if get_kind(name).reads_texts else 0)
