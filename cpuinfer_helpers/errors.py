@@ -72,6 +72,23 @@ class BuildError(CpuInferError, RuntimeError):
     """A C++ program could not be compiled or did not run."""
 
 
+# How Python, PyTorch and C++ say that there was no more memory.
+_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate", "bad_alloc", "MemoryError", "Cannot allocate memory")
+
+
+def is_memory_error(text: str) -> bool:
+    """Whether an error's text says that there was no more memory."""
+    return any(word in text for word in _MEMORY_WORDS)
+
+
+def not_loaded(folder: object, error: Exception) -> ArtifactError:
+    """What to raise where a folder whose files are whole could not be loaded."""
+    what = first_line(error)
+    if is_memory_error(what):
+        return ArtifactError(f"there is not enough memory to load {folder} ({what}); the folder is whole")
+    return ArtifactError(f"{folder}: its manifest is not what save() writes ({what}); save again")
+
+
 def first_line(error: BaseException) -> str:
     """Kind and first telling line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cpuinfer_helpers.errors import ArtifactError, RecipeError, first_line
+from cpuinfer_helpers.errors import ArtifactError, RecipeError, not_loaded
 from cpuinfer_helpers.generation.generator import Generator, bound_prompts
 from cpuinfer_helpers.generation.saved import KIND, read_generator_manifest, restore_generator
 from cpuinfer_helpers.generation.stand_in import stand_in
@@ -49,6 +49,4 @@ def load_generator(directory: str | os.PathLike[str], *, verify: bool = True) ->
     except (ArtifactError, RecipeError):
         raise
     except Exception as error:  # with a changed manifest it may be put together in any wrong way
-        raise ArtifactError(
-            f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
-        ) from error
+        raise not_loaded(folder, error) from error

@@ -160,7 +160,7 @@ def restore_generator(manifest: Mapping[str, Any], folder: Path, *, verify: bool
         build=build,
         model_class=model_class,
         config=config,
-        settings=GenerationConfig.from_dict(json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))),
+        settings=GenerationConfig.from_pretrained(folder, local_files_only=True),
         receipt=read(Receipt, manifest["receipt"], "receipt", older=True),
         probe=probe,
         tolerance=manifest["tolerance"],

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cpuinfer_helpers.display import shorten
+from cpuinfer_helpers.errors import is_memory_error
 from cpuinfer_helpers.machine import tied
 from cpuinfer_helpers.processes.memory import private_bytes
-from cpuinfer_helpers.processes.status import Kind, Status, failure, is_memory_error
+from cpuinfer_helpers.processes.status import Kind, Status, failure
 
 logger = logging.getLogger("cpuinfer_helpers")
 

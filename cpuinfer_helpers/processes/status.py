@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-# How allocators say that there is no more: PyTorch's, C++'s, Python's.
-_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate", "bad_alloc", "MemoryError", "Cannot allocate memory")
+from cpuinfer_helpers.errors import is_memory_error
 
 
 class Kind(str, Enum):
@@ -88,8 +87,3 @@ def failure(kind: Kind, reason: str | None) -> Status:
     """A failure of this kind, unless the reason tells that there was no more memory."""
     reason = reason or "no reason given"
     return Status(Kind.OUT_OF_MEMORY if is_memory_error(reason) else kind, reason)
-
-
-def is_memory_error(text: str) -> bool:
-    """Whether an error's text says that there was no more memory."""
-    return any(word in text for word in _MEMORY_WORDS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.errors import ArtifactError, InputError, RecipeError, first_line
+from cpuinfer_helpers.errors import ArtifactError, InputError, RecipeError, not_loaded
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.receipts import Receipt
@@ -89,9 +89,7 @@ def load_of_kind(
     except Exception as error:  # with a changed manifest it may be put together in any wrong way
         if isinstance(error, InputError) and (model is not None or calibration):
             raise  # of what was given with the call
-        raise ArtifactError(
-            f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
-        ) from error
+        raise not_loaded(folder, error) from error
     return result
 
 

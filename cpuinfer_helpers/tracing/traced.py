@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from cpuinfer_helpers.errors import ArtifactError, CpuInferError, first_line
+from cpuinfer_helpers.errors import ArtifactError, CpuInferError, first_line, not_loaded
 from cpuinfer_helpers.interface.drop_in import DropIn
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.interface.outputs import OutputSpec
@@ -162,9 +162,7 @@ class TracedModel(DropIn):
         except ArtifactError:
             raise
         except Exception as error:  # with a changed manifest it may be put together in any wrong way
-            raise ArtifactError(
-                f"{folder}: its manifest is not what save() writes ({first_line(error)}); save again"
-            ) from error
+            raise not_loaded(folder, error) from error
         if verify:
             loaded._run_probe(folder)
         return loaded

@@ -141,3 +141,18 @@ def test_it_is_rebuilt_from_its_weights_and_verified(tmp_path):
     folder = cpu.prepare("openvino-fp32", model, make_inputs(), on_failure="raise").save(tmp_path / "model")
     loaded = cpu.load_optimized(folder, rebuild=True)
     assert loaded.receipt.verified and max(largest_errors(loaded, model)) < TOLERANCE["fp32"]
+
+
+def test_a_machine_without_enough_memory_is_not_told_that_the_folder_is_damaged(tmp_path, monkeypatch):
+    from cpuinfer_helpers.recipes import loading
+
+    folder = cpu.prepare("torchscript-fp32", make_bert(), make_inputs(), on_failure="raise").save(
+        tmp_path / "model", model=make_bert()
+    )
+
+    def no_memory(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(loading.PreparedModel, "restored", no_memory)
+    with pytest.raises(cpu.ArtifactError, match=r"not enough memory to load .* the folder is whole"):
+        cpu.load_optimized(folder)
