@@ -1,4 +1,4 @@
-"""The command line: ``python -m cpuinfer_helpers doctor | compare | optimize | run-qa``."""
+"""The command line: ``python -m cpuinfer_helpers doctor | compare | optimize | generate | run-qa``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 if all is well, 1 if a check failed, 2 if the request cannot be carried out.
     """
-    from cpuinfer_helpers.commands import compare
+    from cpuinfer_helpers.commands import compare, generate
     from cpuinfer_helpers.commands import optimize as optimize_command
     from cpuinfer_helpers.machine.scratch import sweep
 
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_arguments(comparing)
     optimizing = commands.add_parser("optimize", help="the fastest recipe that keeps a model's answers; save it")
     optimize_command.add_arguments(optimizing)
+    generating = commands.add_parser("generate", help="have a language model continue a text, as it is written")
+    generate.add_arguments(generating)
     commands.add_parser("run-qa", help="the guide's run_qa: evaluate a question answering model", add_help=False)
     # Its options are those of transformers, which takes seconds to import.
     options, others = parser.parse_known_args(arguments)
@@ -41,9 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_qa.main(others)
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if options.command == "optimize":
-        return optimize_command.run(options)
-    return compare.run(options) if options.command == "compare" else doctor()
+    run = {"compare": compare.run, "optimize": optimize_command.run, "generate": generate.run}
+    return run[options.command](options) if options.command in run else doctor()
 
 
 def doctor() -> int:

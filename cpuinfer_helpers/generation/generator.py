@@ -159,7 +159,9 @@ class Generator(SaysWhatItIs, Carried):
         with torch.no_grad():
             return self.model(**inputs)
 
-    def save(self, directory: str | os.PathLike[str], *, model: torch.nn.Module | None = None) -> Path:
+    def save(
+        self, directory: str | os.PathLike[str], *, model: torch.nn.Module | None = None, tokenizer: Any = None
+    ) -> Path:
         """Write what the recipe has made to a folder, whole or not at all; ``load_optimized`` reads it.
 
         Weights are written as the recipe stores them, so that loading needs no more memory than they do. The trace is
@@ -172,6 +174,8 @@ class Generator(SaysWhatItIs, Carried):
             The folder to make. What was saved there by this method is replaced; a folder of anything else is refused.
         model
             The eager model that was prepared. Needed where it is not in memory any more: it is not kept there.
+        tokenizer
+            Written beside it, for ``AutoTokenizer.from_pretrained`` and ``python -m cpuinfer_helpers generate``.
 
         Returns
         -------
@@ -191,6 +195,7 @@ class Generator(SaysWhatItIs, Carried):
             probe=self.probe,
             tolerance=self.tolerance,
             settings=self.generation_config,
+            tokenizer=tokenizer,
         )
         return write_generator(saved, directory, self._eager_model() if model is None else model)
 

@@ -59,6 +59,8 @@ class ToSave:
         As the generator has them.
     settings
         Of transformers' ``generate()``.
+    tokenizer
+        The model's, or None.
     """
 
     recipe: str
@@ -68,6 +70,7 @@ class ToSave:
     probe: Mapping[str, torch.Tensor]
     tolerance: float | None
     settings: Any
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def write_generator(saved: ToSave, directory: str | os.PathLike[str], model: Any
         (folder / _SETTINGS_FILE).write_text(saved.settings.to_json_string(), encoding="utf-8")
         manifest["details"] = recipe.export(request, saved.build, folder)
         write_named_tensors(saved.probe, folder / PROBE_FILE)
+        if saved.tokenizer is not None:
+            saved.tokenizer.save_pretrained(folder)
         try:
             restore_generator(json.loads(json.dumps(manifest)), folder, verify=True)
         except (CpuInferError, KeyError, TypeError, ValueError) as error:
