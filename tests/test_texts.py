@@ -84,13 +84,16 @@ def test_the_picture_is_small_and_its_figures_are_in_the_results():
     assert [float(number) for number in re.findall(r" (\d+)(?= |$)", described)] == [longest, round(shortest)]
 
 
-def test_the_table_of_recipes_is_complete():
+def recipes_named(section: str) -> list[str]:
     """A row has one name in full, and of the others what follows the backend: `torchscript-fp32`, `-bf16`."""
-    named = []
-    for cell in re.findall(
-        r"^\| (`[\w-]+-(?:fp32|bf16|int8)`.*?) \|", read(ROOT / "docs/package.md"), flags=re.MULTILINE
-    ):
+    text, named = read(ROOT / "docs/package.md").partition(f"\n## {section}\n")[2].partition("\n## ")[0], []
+    for cell in re.findall(r"^\| (`[\w-]+-(?:fp32|fp16w|bf16|int8|int4)`.*?) \|", text, flags=re.MULTILINE):
         names = re.findall(r"`([\w-]+)`", cell)
         backend = names[0].rpartition("-")[0]
         named += [f"{backend}{name}" if name.startswith("-") else name for name in names]
-    assert sorted(named) == sorted(cpu.list_recipes().names)
+    return sorted(named)
+
+
+def test_the_tables_of_recipes_are_complete():
+    assert recipes_named("Recipes") == sorted(cpu.list_recipes().names)
+    assert recipes_named("Writing text") == sorted(cpu.list_generation_recipes().names)
