@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from sweep import report, workers  # noqa: E402
-from sweep.classes import TASKS, Case, all_cases  # noqa: E402
+from sweep.classes import TASKS, WRITERS, Case, all_cases  # noqa: E402
 from sweep.sample import SAMPLE  # noqa: E402
 from sweep.trial import RECIPES  # noqa: E402
+from sweep.writing import WRITING  # noqa: E402
 
 from cpuinfer_helpers.saving.folders import write_text  # noqa: E402
 
@@ -100,8 +101,12 @@ def chosen(options: argparse.Namespace) -> list[workers.Job]:
         if unknown:
             raise SystemExit(f"{unknown[0]!r} is not a class that the auto classes know here for these tasks")
         cases = [case for case in cases if case.name in options.only]
-    recipes = tuple(recipe for recipe in RECIPES if recipe in options.recipes)
-    return [(case, recipes) for case in _every(cases, options.every)]
+    return [(case, _recipes_for(case, options.recipes)) for case in _every(cases, options.every)]
+
+
+def _recipes_for(case: Case, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those that are wanted; only language models write."""
+    return tuple(name for name in RECIPES if name in wanted and (name != WRITING or case.task == WRITERS))
 
 
 def _every(cases: Sequence[Case], step: int) -> list[Case]:

@@ -85,16 +85,20 @@ def masks_of(
     keys = torch.arange(total)
     queries = torch.arange(start, total)[:, None]
     causal = keys <= queries
-    padded = mask.bool()[:, None, None, :]
-    return tuple(_added(padded & _seen(kind, size, keys, queries, causal), dtype) for kind, size in kinds.items())
+    tokens = mask.bool()[:, None, None, :]
+    first = total - mask.long().sum(dim=1)[:, None, None, None]
+    return tuple(
+        _added(tokens & _seen(kind, size, keys, queries, first) & causal, dtype) for kind, size in kinds.items()
+    )
 
 
-def _seen(kind: str, size: int | None, keys: torch.Tensor, queries: torch.Tensor, causal: torch.Tensor) -> torch.Tensor:
+def _seen(kind: str, size: int | None, keys: torch.Tensor, queries: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """What a kind of attention sees; chunks begin with each row's first token."""
     if size is None or kind == FULL:
-        return causal
+        return torch.ones((), dtype=torch.bool)
     if kind == CHUNKED:
-        return causal & (keys // size == queries // size)
-    return causal & (keys > queries - size)
+        return (keys - first).div(size, rounding_mode="floor") == (queries - first).div(size, rounding_mode="floor")
+    return keys > queries - size
 
 
 def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -19,12 +19,14 @@ from cpuinfer_helpers.generation.stand_in import stand_in
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
 from cpuinfer_helpers.generation.verification import (
     MORE_PERPLEXITY,
+    Texts,
     Verified,
     compare_perplexity,
+    refuse_unlike_own_generate,
     texts_for,
     verify_step,
 )
-from cpuinfer_helpers.interface.copies import evaluation_copy, untouched
+from cpuinfer_helpers.interface.copies import evaluation_copy
 from cpuinfer_helpers.interface.drop_in import receipt_here
 from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine import switches
@@ -123,7 +125,7 @@ class _Preparation:
         request = StepRequest(
             self.recipe.name, self.recipe.precision, evaluation_copy(self.model), self.prompts.tensors
         )
-        texts = texts_for(request.model, request.prompts) if self.verify else None
+        texts = self._texts(request) if self.verify else None
         failed = ""
         for build in self._ways(request):
             self._refuse_fewer(build)
@@ -141,10 +143,15 @@ class _Preparation:
     def fallback(self, reason: str) -> Generator:
         return Generator(
             recipe=self.recipe.name,
-            model=untouched(self.model),
+            model=evaluation_copy(self.model),
             inputs=self.prompts,
             receipt=self._receipt(None, reason),
         )
+
+    def _texts(self, request: StepRequest) -> Texts:
+        texts = texts_for(request.model, request.prompts)
+        refuse_unlike_own_generate(request.model, texts)
+        return texts
 
     def _ways(self, request: StepRequest) -> Iterator[StepBuild]:
         """What the recipe makes, and what else it can make where that is not right."""

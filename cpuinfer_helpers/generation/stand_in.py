@@ -118,7 +118,9 @@ class _Stepping:
             raise InputError(
                 f"cache_implementation={named['cache_implementation']!r} is not possible: the step has its own cache"
             )
-        if named.get("use_cache", True) is not False and named.get("past_key_values") is None:
+        settings = named.get("generation_config") or self.generation_config
+        cached = named.get("use_cache", settings.use_cache) is not False
+        if cached and named.get("past_key_values") is None:
             named["past_key_values"] = StepCache(self.step)
         return super().generate(*arguments, **named)
 
@@ -151,6 +153,8 @@ def stand_in(own: type, config: Any, generation_config: Any, step: Step) -> Any:
     model.generation_config = copy.deepcopy(generation_config)
     # Such as Gemma 2's, which transformers 4 would make a cache for.
     model.generation_config.cache_implementation = None
+    # Some, such as MPT's, say that they compute every token anew.
+    model.generation_config.use_cache = True
     model.name_or_path = getattr(config, "name_or_path", "")
     model.step = step
     return model.eval()

@@ -27,6 +27,8 @@ MEAN_ERROR = {"int8": 0.03, "int4": 0.5}
 MORE_PERPLEXITY = {"int8": 0.01, "int4": 0.05}
 # Between the model's own logits of a text with padding and without.
 _NO_DIFFERENCE = 1e-3
+# What a model's own generate() writes for the comparison, and how far its logits may be from one pass in its own dtype.
+_OWN_TOKENS, _OWN_DIFFERENCE = 3, 5e-2
 # Fewer tokens tell nothing of perplexity.
 _FEWEST_FOR_PERPLEXITY = 32
 # Steps with whole numbers round what is multiplied; fed in another way, another number is sometimes rounded otherwise.
@@ -135,6 +137,41 @@ def eager_logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) 
             "the model's own logits are not a number for some tokens, so nothing can be compared with them"
         )
     return logits
+
+
+def refuse_unlike_own_generate(model: Any, texts: Texts) -> None:
+    """Raise where a model's own ``generate()`` gives other logits than one pass over the same tokens.
+
+    Then nobody can say which are right. GIT puts images before its text in the mask of every token after the first one,
+    also where there are none.
+
+    Raises
+    ------
+    RecipeError
+    """
+    from transformers import GenerationConfig
+
+    end = texts.ids.shape[1] - _OWN_TOKENS
+    if end < 1:
+        return
+    ids, mask = texts.ids[:, :end], texts.mask[:, :end]
+    settings = GenerationConfig(
+        max_new_tokens=_OWN_TOKENS, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+    )
+    try:
+        with torch.no_grad():
+            written = untouched(model).generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    except Exception as error:  # the model's own Python may raise anything
+        raise RecipeError(f"its own generate() fails: {first_line(error)}") from error
+    seen = torch.stack(written.logits, dim=1)
+    longer = torch.cat([mask, torch.ones_like(written.sequences[:, end:])], dim=1)
+    expected = eager_logits(model, written.sequences, longer)[:, end - 1 : -1]
+    far = closeness(expected.flatten(0, 1), seen.flatten(0, 1), 1.0).worst
+    if far > _OWN_DIFFERENCE:
+        raise RecipeError(
+            f"its own generate() gives other logits than one pass over the same tokens (relative error {far:.1e}), so "
+            "nobody can say which are right"
+        )
 
 
 def _same_alone(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, padded: torch.Tensor) -> bool:

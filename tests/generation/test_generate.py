@@ -259,3 +259,28 @@ def test_a_deep_copy_writes_too_and_pickling_says_what_to_do_instead(llama, gene
     assert torch.equal(write(copy.deepcopy(generator), prompts), write(llama, prompts))
     with pytest.raises(cpu.ArtifactError, match="cannot be pickled"):
         pickle.dumps(generator)
+
+
+def test_a_model_whose_own_generate_contradicts_it_is_refused(monkeypatch):
+    model = make_language_model("llama")
+    own = type(model).forward
+
+    def shifted(self, input_ids=None, past_key_values=None, **named):
+        output = own(self, input_ids=input_ids, past_key_values=past_key_values, **named)
+        if named.get("use_cache"):
+            output.logits = output.logits.flip(-1)
+        return output
+
+    monkeypatch.setattr(type(model), "forward", shifted)
+    reason = cpu.prepare_generator("eager-fp32", model, make_prompts()).reason
+    assert "its own generate() gives other logits" in reason
+
+
+def test_a_text_can_be_written_without_a_cache(llama, generator):
+    prompts = make_prompts()
+    assert torch.equal(write(llama, prompts), write(generator, prompts, use_cache=False))
+    uncached = make_language_model("llama")
+    uncached.generation_config.use_cache = False
+    assert torch.equal(
+        write(llama, prompts), write(cpu.prepare_generator("torchscript-fp32", uncached, prompts), prompts)
+    )

@@ -200,3 +200,10 @@ def test_masks_let_a_token_see_what_its_layer_sees():
 def test_a_window_that_is_switched_off_is_none():
     config = make_language_model("qwen2", sliding_window=8, use_sliding_window=False).config
     assert set(attention_kinds(config).values()) == {None}
+
+
+def test_chunks_begin_with_the_first_token_of_each_row():
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+    (chunked,) = masks_of({"chunked_attention": 2}, mask, 3, torch.float32)
+    assert (chunked == 0)[0, 0].tolist() == [[False, False, True, True, False], [False, False, False, False, True]]
+    assert (chunked == 0)[1, 0].tolist() == [[False, False, False, True, False], [False, False, False, True, True]]

@@ -7,6 +7,7 @@ from typing import Any
 
 from cpuinfer_helpers.tasks.kinds.registry import kinds
 
+WRITERS = "causal language modelling"
 MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE, EMBEDDINGS = "multiple choice", "sequence to sequence", "embeddings"
 # What results of the sweep have always called these.
 _NAMES = {"fill-mask": "masked language modelling"}
@@ -18,7 +19,7 @@ TASKS: dict[str, tuple[str, ...]] = {
         if kind.auto_class != "AutoModel"
     },
     MULTIPLE_CHOICE: ("MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES",),
-    "causal language modelling": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),
+    WRITERS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),
     "next sentence prediction": ("MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES",),
     SEQUENCE_TO_SEQUENCE: ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",),
     "object detection": ("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",),

@@ -30,7 +30,7 @@ from sweep.trial import (
 ROOT = Path(__file__).resolve().parents[2]
 NEVER = (WRONG, FOREIGN, NOT_LOADED)
 # What decides a result: the sweep itself, and those parts of the package that prepare, verify and save.
-_PARTS = ("", "recipes/**/", "tracing/", "verification/", "interface/", "saving/", "machine/")
+_PARTS = ("", "generation/**/", "recipes/**/", "tracing/", "verification/", "interface/", "saving/", "machine/")
 _CODE = ("tests/sweep/*.py", *(f"cpuinfer_helpers/{part}*.py" for part in _PARTS))
 Row = dict[str, Any]
 Key = tuple[str, str, str]

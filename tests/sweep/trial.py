@@ -11,9 +11,10 @@ import torch
 from sweep.calls import Call
 from sweep.comparing import error_size, flat
 from sweep.subject import Subject
+from sweep.writing import WRITING, write_and_check
 
 TRACE = "trace"
-RECIPES = (TRACE, "onednn-graph-fp32", "openvino-fp32", "onnxruntime-fp32")
+RECIPES = (TRACE, "onednn-graph-fp32", "openvino-fp32", "onnxruntime-fp32", WRITING)
 
 RIGHT = "right"
 RIGHT_BY_SHAPE = "right, one trace for each shape"
@@ -39,6 +40,8 @@ def prepare_and_check(subject: Subject, recipe: str, folder: Path) -> dict[str, 
     """Prepare one class by one recipe and check it on other inputs; save a trace for :func:`load_and_check`."""
     import cpuinfer_helpers as cpu
 
+    if recipe == WRITING:
+        return write_and_check(subject)
     head = {"checked": len(subject.answers), "varies": subject.varies, "random": subject.random}
     try:
         prepared, reason, found = _prepare(subject, recipe)
