@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -102,14 +103,14 @@ def _built(request: StepRequest, model: torch.nn.Module, way: _Way) -> StepBuild
     with signal_stack_kept(), libraries_quiet(), _openvinos_errors():
         converted, warnings = convert(model, kinds, layout)
         converted, how = way.compress(request, converted) if way.compress else (converted, {})
-        read = bytes_read(converted)
+        matrices, read = matrices_of(converted), bytes_read(converted)
         compiled = _compiled(converted, way.hint)
         del converted
         step = StatefulStep(compiled, kinds, way.dtype, limit_of(request.model))
         running, cache = Running.of(compiled, len(layout.keys)), cache_dtype(step)
     _refuse_other(way, running, cache)
     seen, nodes = what_runs(compiled)
-    weights = Weights(read, read, running.weights)
+    weights = Weights(read, read, _stored(way, running, matrices))
     return StepBuild(
         step=step,
         runs="OpenVINO compiled model with variables",
@@ -117,7 +118,7 @@ def _built(request: StepRequest, model: torch.nn.Module, way: _Way) -> StepBuild
         compute=f"{way.name}, weights unpacked while they are multiplied" if way.compress else way.name,
         cache=cache,
         attention=running.attention,
-        converted=sum(count for dtype, count in running.weights.items() if way.converts(dtype)),
+        converted=sum(count for dtype, count in weights.by_dtype.items() if way.converts(dtype)),
         layers=weights.layers,
         # Weights in FP32 are turned once into what they are multiplied in.
         weight_bytes=read // 2 if way.hint == "bf16" else read,
@@ -125,6 +126,14 @@ def _built(request: StepRequest, model: torch.nn.Module, way: _Way) -> StepBuild
         graph_nodes=nodes,
         warnings=warnings,
     )
+
+
+def _stored(way: _Way, running: Running, matrices: Sequence[Matrix]) -> dict[str, int]:
+    """How many layers have weights of each dtype: as seen to run, or as converted where OpenVINO has merged layers."""
+    products = [one.dtype for one in matrices if not one.looked_up]
+    if sum(running.weights.values()) == len(products):
+        return running.weights
+    return dict(Counter(dtype if "int" in dtype else way.name for dtype in products))
 
 
 @contextmanager
