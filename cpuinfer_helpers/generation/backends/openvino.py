@@ -77,7 +77,7 @@ def _build_int4(request: StepRequest) -> StepBuild:
 
 
 def _build(request: StepRequest, way: _Way) -> StepBuild:
-    """By SDPA, which OpenVINO makes one with its cache; where that fails, or answers otherwise, by eager attention."""
+    """By SDPA; where OpenVINO does not convert that, or answers otherwise, by products and a softmax."""
     if way.dtype == torch.float32:
         _refuse_less(request.model)
     # PyTorch's SDPA leaves a soft cap out.
@@ -99,7 +99,7 @@ def _by_eager(request: StepRequest, way: _Way) -> StepBuild:
 
 def _built(request: StepRequest, model: torch.nn.Module, way: _Way) -> StepBuild:
     kinds, layout = attention_kinds(request.config), layout_of(model)
-    linears.replace(model, lambda _, layer: _plain(layer))
+    linears.replace_conv1d(model)
     with signal_stack_kept(), libraries_quiet(), _openvinos_errors():
         converted, warnings = convert(model, kinds, layout)
         converted, how = way.compress(request, converted) if way.compress else (converted, {})
@@ -195,11 +195,6 @@ def _group(model: torch.nn.Module) -> int:
 
 def _layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     return list(linears.linear_layers(model).items())
-
-
-def _plain(layer: torch.nn.Module) -> torch.nn.Module:
-    """The layer, or a plain one in the place of transformers' ``Conv1D``, whose weight lies the other way."""
-    return layer if isinstance(layer, torch.nn.Linear) else linears.Linear(layer, torch.float32)
 
 
 def _embeddings(matrices: Sequence[Matrix]) -> dict[str, str]:

@@ -73,7 +73,8 @@ class Texts:
         new = torch.randint(3, 200, (len(self.ids), size), generator=self.generator)
         self.ids = torch.cat([self.ids, new], dim=1)
         self.mask = torch.cat([self.mask, torch.ones_like(new)], dim=1)
-        self.mask[1:, : self.padding] = 0
+        if not before:
+            self.mask[1:, : self.padding] = 0
         seen = self.step.feed(new, self.mask, positions_of(self.mask, size), self.state, last=None)
         return self.error(seen, before)
 
@@ -129,7 +130,9 @@ def test_attention_is_one_operation_with_its_cache_in_every_layer_that_has_sdpa(
     made, _ = built(architecture=architecture)
     fused = 0 if architecture in EAGER else 2
     assert made.evidence["attention fused with its cache"] == f"{fused} of 2 layers"
-    assert made.attention == ("OpenVINO's, one operation with its cache" if fused else "OpenVINO's products and softmax")
+    assert made.attention == (
+        "OpenVINO's, one operation with its cache" if fused else "OpenVINO's products and softmax"
+    )
 
 
 @pytest.mark.parametrize("architecture", sorted(REFUSED))
@@ -301,7 +304,6 @@ def test_whatever_comes_after_whatever(seed):
             assert one.feed(chosen.choice([1, 1, 2, 17])) <= 1e-5
         elif what == "reorder":
             one.reorder(*(chosen.randrange(len(one.ids)) for _ in range(chosen.choice([1, 2, 3, 6]))))
-            one.padding = 0
         elif what == "copy":
             one = one.copied()
         elif length > 5:
@@ -439,7 +441,9 @@ def test_weights_that_openvino_unpacks_are_refused(monkeypatch):
 
 def test_rows_that_no_group_divides_are_refused_in_4_bits():
     model = make_language_model(intermediate_size=72)
-    with pytest.raises(RecipeError, match=r"for each 64 or 32 weights, and rows of model.layers.0.mlp.down_proj have 72"):
+    with pytest.raises(
+        RecipeError, match=r"for each 64 or 32 weights, and rows of model.layers.0.mlp.down_proj have 72"
+    ):
         build("openvino-int4", model)
 
 
@@ -472,21 +476,22 @@ def test_what_openvino_cannot_convert_is_tried_by_eager_attention(monkeypatch):
     fails_with(monkeypatch, ["sdpa"])
     model = make_language_model()
     made = build("openvino-fp32", model)
-    assert made.evidence["attention fused with its cache"] == "0 of 2 layers"
     assert made.otherwise is None
     assert Texts(made.step, model, padding=3).feed(9, 1, 4) <= 1e-5
 
 
 def test_what_openvino_cannot_convert_at_all_is_refused_with_the_reason(monkeypatch):
     fails_with(monkeypatch, ["sdpa", "eager"])
-    with pytest.raises(RecipeError, match="OpenVINO does not convert it: no such operator"):
+    with pytest.raises(RecipeError, match="OpenVINO does not convert it: RuntimeError: no such operator"):
         build("openvino-fp32", make_language_model())
 
 
-def test_where_it_answers_otherwise_there_is_eager_attention():
-    made, model = built()
+def test_where_it_answers_otherwise_there_is_eager_attention(monkeypatch):
+    model = make_language_model()
+    made = build("openvino-fp32", model)
+    fails_with(monkeypatch, ["sdpa"])
     other = made.otherwise()
-    assert other.evidence["attention fused with its cache"] == "0 of 2 layers"
+    assert other.otherwise is None
     assert Texts(other.step, model, padding=3).feed(9, 1, 4) <= 1e-5
 
 
