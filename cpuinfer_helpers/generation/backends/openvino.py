@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from cpuinfer_helpers.generation.positions import attention_kinds
 from cpuinfer_helpers.generation.stateful import convert
 from cpuinfer_helpers.generation.stateful_seen import Running, cache_dtype
 from cpuinfer_helpers.generation.stateful_step import StatefulStep
-from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
+from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.generation.weights import Weights, limit_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, with_attention
 from cpuinfer_helpers.machine.signal_stack import signal_stack_kept
@@ -28,6 +30,7 @@ from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
 
 logger = logging.getLogger("cpuinfer_helpers")
 
+_FILE = "model.openvino"
 # Weights in 4 bits share a scale in groups of the first of these sizes that divides all rows.
 _GROUPS = (64, 32)
 
@@ -60,58 +63,81 @@ class _Way:
         return "int" in dtype if self.compress else dtype == self.name
 
 
-def _build_fp32(request: StepRequest) -> StepBuild:
-    return _build(request, _Way("f32", torch.float32))
+@dataclass(frozen=True)
+class _Converted:
+    """What is known of a converted model and cannot be seen in the compiled one; it is saved with that.
+
+    Attributes
+    ----------
+    kinds
+        Kinds of attention.
+    layers
+        In how many layers keys and values are kept.
+    products
+        How many linear layers have weights of each dtype.
+    read
+        Bytes of weights that a token reads.
+    how
+        How weights are stored, as texts by name.
+    """
+
+    kinds: dict[str, int | None]
+    layers: int
+    products: dict[str, int]
+    read: int
+    how: dict[str, str]
 
 
-def _build_bf16(request: StepRequest) -> StepBuild:
-    return _build(request, _Way("bf16", torch.bfloat16))
+@dataclass(frozen=True)
+class _Build(StepBuild):
+    """With what has to be saved."""
+
+    converted_model: _Converted | None = None
 
 
-def _build_int8(request: StepRequest) -> StepBuild:
-    return _build(request, _Way("f32", torch.float32, _in_8_bits))
-
-
-def _build_int4(request: StepRequest) -> StepBuild:
-    return _build(request, _Way("f32", torch.float32, _in_4_bits))
-
-
-def _build(request: StepRequest, way: _Way) -> StepBuild:
+def _build(request: StepRequest) -> StepBuild:
     """By SDPA; where OpenVINO does not convert that, or answers otherwise, by products and a softmax."""
-    if way.dtype == torch.float32:
+    if _WAYS[request.precision].dtype == torch.float32:
         _refuse_less(request.model)
     # PyTorch's SDPA leaves a soft cap out.
     wanted = "eager" if getattr(request.config, "attn_logit_softcapping", None) else "sdpa"
     model = with_attention(cast_copy(request.model, torch.float32), wanted)
     if attention_of(model) != "sdpa":
-        return _built(request, model, way)
+        return _built(request, model)
     try:
-        build = _built(request, model, way)
+        build = _built(request, model)
     except RecipeError as error:
         logger.info("OpenVINO does not take %s with SDPA: %s", type(request.model).__name__, error)
-        return _by_eager(request, way)
-    return replace(build, otherwise=lambda: _by_eager(request, way))
+        return _by_eager(request)
+    return replace(build, otherwise=lambda: _by_eager(request))
 
 
-def _by_eager(request: StepRequest, way: _Way) -> StepBuild:
-    return _built(request, with_attention(cast_copy(request.model, torch.float32), "eager"), way)
+def _by_eager(request: StepRequest) -> StepBuild:
+    return _built(request, with_attention(cast_copy(request.model, torch.float32), "eager"))
 
 
-def _built(request: StepRequest, model: torch.nn.Module, way: _Way) -> StepBuild:
-    kinds, layout = attention_kinds(request.config), layout_of(model)
+def _built(request: StepRequest, model: torch.nn.Module) -> StepBuild:
+    way, kinds, layout = _WAYS[request.precision], attention_kinds(request.config), layout_of(model)
     linears.replace_conv1d(model)
     with signal_stack_kept(), libraries_quiet(), _openvinos_errors():
+        import openvino
+
         converted, warnings = convert(model, kinds, layout)
         converted, how = way.compress(request, converted) if way.compress else (converted, {})
-        matrices, read = matrices_of(converted), bytes_read(converted)
-        compiled = _compiled(converted, way.hint)
+        products = Counter(one.dtype for one in matrices_of(converted) if not one.looked_up)
+        known = _Converted(kinds, len(layout.keys), dict(products), bytes_read(converted), how)
+        compiled = openvino.Core().compile_model(converted, "CPU", _settings(way))
         del converted
-        step = StatefulStep(compiled, kinds, way.dtype, limit_of(request.model))
-        running, cache = Running.of(compiled, len(layout.keys)), cache_dtype(step)
+        return _seen_in(compiled, known, way, limit_of(request.model), warnings)
+
+
+def _seen_in(compiled: Any, known: _Converted, way: _Way, limit: int | None, warnings: tuple[str, ...]) -> StepBuild:
+    step = StatefulStep(compiled, known.kinds, way.dtype, limit)
+    running, cache = Running.of(compiled, known.layers), cache_dtype(step)
     _refuse_other(way, running, cache)
     seen, nodes = what_runs(compiled)
-    weights = Weights(read, read, _stored(way, running, matrices))
-    return StepBuild(
+    weights = Weights(known.read, known.read, _stored(way, running, known.products))
+    return _Build(
         step=step,
         runs="OpenVINO compiled model with variables",
         weights=weights.dtypes,
@@ -121,19 +147,34 @@ def _built(request: StepRequest, model: torch.nn.Module, way: _Way) -> StepBuild
         converted=sum(count for dtype, count in weights.by_dtype.items() if way.converts(dtype)),
         layers=weights.layers,
         # Weights in FP32 are turned once into what they are multiplied in.
-        weight_bytes=read // 2 if way.hint == "bf16" else read,
-        evidence={**seen, **running.evidence, **how},
+        weight_bytes=known.read // 2 if way.hint == "bf16" else known.read,
+        evidence={**seen, **running.evidence, **known.how},
         graph_nodes=nodes,
         warnings=warnings,
+        converted_model=known,
     )
 
 
-def _stored(way: _Way, running: Running, matrices: Sequence[Matrix]) -> dict[str, int]:
+def _export(request: StepRequest, build: _Build, folder: Path) -> dict[str, Any]:
+    (folder / _FILE).write_bytes(build.step.compiled.export_model().getvalue())
+    return asdict(build.converted_model)
+
+
+def _restore(stored: StoredStep, folder: Path) -> StepBuild:
+    way, known = _WAYS[stored.precision], _Converted(**stored.details)
+    with signal_stack_kept(), libraries_quiet(), _openvinos_errors():
+        import openvino
+
+        blob = io.BytesIO((folder / _FILE).read_bytes())
+        compiled = openvino.Core().import_model(blob, "CPU", _settings(way))
+        return _seen_in(compiled, known, way, stored.limit, ())
+
+
+def _stored(way: _Way, running: Running, products: Mapping[str, int]) -> dict[str, int]:
     """How many layers have weights of each dtype: as seen to run, or as converted where OpenVINO has merged layers."""
-    products = [one.dtype for one in matrices if not one.looked_up]
-    if sum(running.weights.values()) == len(products):
+    if sum(running.weights.values()) == sum(products.values()):
         return running.weights
-    return dict(Counter(dtype if "int" in dtype else way.name for dtype in products))
+    return {dtype if "int" in dtype else way.name: count for dtype, count in products.items()}
 
 
 @contextmanager
@@ -143,16 +184,12 @@ def _openvinos_errors() -> Iterator[None]:
     except RecipeError:
         raise
     except Exception as error:  # OpenVINO and NNCF say in many ways what they cannot do
-        raise RecipeError(f"OpenVINO does not convert it: {first_line(error)}") from error
+        raise RecipeError(f"OpenVINO does not take it: {first_line(error)}") from error
 
 
-def _compiled(converted: Any, hint: str) -> Any:
-    import openvino
-
-    # Unless it is told otherwise, OpenVINO keeps keys and values in 8 bits, and rounds what is multiplied with packed
-    # weights to 8 bits, whatever the hint is.
-    exact = {"KV_CACHE_PRECISION": hint, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    return openvino.Core().compile_model(converted, "CPU", {**settings(hint), **exact})
+def _settings(way: _Way) -> dict[str, Any]:
+    """Unless told otherwise, it keeps keys and values in 8 bits, and rounds to 8 bits what packed weights multiply."""
+    return {**settings(way.hint), "KV_CACHE_PRECISION": way.hint, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 def _in_8_bits(request: StepRequest, converted: Any) -> tuple[Any, dict[str, str]]:
@@ -236,12 +273,24 @@ def _refuse_other(way: _Way, running: Running, cache: str) -> None:
         raise RecipeError(f"OpenVINO multiplies with weights in {', '.join(left)} in {sum(left.values())} layers")
 
 
-_NEEDS = ("openvino>=2024.4",)
-_WITH_NNCF = (*_NEEDS, "nncf>=2.13")
+_WAYS = {
+    "fp32": _Way("f32", torch.float32),
+    "bf16": _Way("bf16", torch.bfloat16),
+    "int8": _Way("f32", torch.float32, _in_8_bits),
+    "int4": _Way("f32", torch.float32, _in_4_bits),
+}
+
+
+def _recipe(precision: str, summary: str, **further: Any) -> GenerationRecipe:
+    needs = ("openvino>=2024.4", *(("nncf>=2.13",) if _WAYS[precision].compress else ()))
+    return GenerationRecipe(
+        f"openvino-{precision}", summary, _build, needs, export=_export, restore=_restore, **further
+    )
+
 
 RECIPES = (
-    GenerationRecipe("openvino-fp32", "converted to OpenVINO, keys and values in its variables", _build_fp32, _NEEDS),
-    GenerationRecipe("openvino-bf16", "the same, computed and kept in BF16", _build_bf16, _NEEDS, obstacle=no_bf16),
-    GenerationRecipe("openvino-int8", "the same with weights stored in 8 bits by NNCF", _build_int8, _WITH_NNCF),
-    GenerationRecipe("openvino-int4", "the same with weights stored in 4 bits by NNCF", _build_int4, _WITH_NNCF),
+    _recipe("fp32", "converted to OpenVINO, keys and values in its variables"),
+    _recipe("bf16", "the same, computed and kept in BF16", obstacle=no_bf16),
+    _recipe("int8", "the same with weights stored in 8 bits by NNCF"),
+    _recipe("int4", "the same with weights stored in 4 bits by NNCF"),
 )
