@@ -291,14 +291,6 @@ def replace(model: torch.nn.Module, make: Callable[[torch.Tensor, torch.Tensor |
     return left
 
 
-def replace_conv1d(model: torch.nn.Module) -> None:
-    """Put plain linear layers in the place of transformers' ``Conv1D``, whose weights lie the other way."""
-    for path, layer in linear_layers(model).items():
-        if not isinstance(layer, torch.nn.Linear) and why_not_replaced(layer) is None:
-            bias = None if layer.bias is None else layer.bias.detach()
-            put(model, path, PlainLinear(plain_weight(layer).detach(), bias))
-
-
 def replace_embedding(model: torch.nn.Module, make: Callable[[torch.Tensor], Replacing]) -> None:
     """Put another module in the place of the token embedding, where that only looks rows up."""
     embedding = model.get_input_embeddings()

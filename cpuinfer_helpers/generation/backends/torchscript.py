@@ -26,7 +26,7 @@ from cpuinfer_helpers.recipes.tools.rewriting import pack_linears
 def _fp32(model: torch.nn.Module) -> torch.nn.Module:
     _refuse_less(model, "FP32")
     copied = shared_copy(model)
-    linears.replace_conv1d(copied)
+    _without_conv1d(copied)
     return copied
 
 
@@ -49,7 +49,7 @@ def _int8(model: torch.nn.Module) -> torch.nn.Module:
 
 def _bf16(model: torch.nn.Module) -> torch.nn.Module:
     copied = cast_copy(model, torch.bfloat16)
-    linears.replace_conv1d(copied)
+    _without_conv1d(copied)
     return copied
 
 
@@ -111,6 +111,14 @@ def _export(request: StepRequest, build: StepBuild, folder: Path) -> dict[str, A
 def _restore(stored: StoredStep, folder: Path) -> StepBuild:
     model = read_converted(stored.details, stored.model_class, stored.config, folder)
     return _traced(_KINDS[stored.precision], model, stored.limit)
+
+
+def _without_conv1d(model: torch.nn.Module) -> None:
+    """Plain linear layers in the place of transformers' ``Conv1D``, whose weights lie the other way."""
+    for path, layer in linears.linear_layers(model).items():
+        if not isinstance(layer, torch.nn.Linear) and linears.why_not_replaced(layer) is None:
+            bias = None if layer.bias is None else layer.bias.detach()
+            linears.put(model, path, linears.PlainLinear(linears.plain_weight(layer).detach(), bias))
 
 
 def _refuse_less(model: torch.nn.Module, wanted: str) -> None:

@@ -39,7 +39,7 @@ TOLERANCES = {"openvino-fp32": 1e-5, "openvino-bf16": 2e-2, "openvino-int8": 2e-
 # Their code makes the mask from something else than ours: Bloom's everywhere, Gemma 2's in transformers 4.
 REFUSED = {"bloom"} | ({"gemma2"} if transformers.__version__.startswith("4.") else set())
 TAKEN = tuple(name for name in ARCHITECTURES if name not in REFUSED)
-# PyTorch's SDPA knows no soft cap.
+# PyTorch's SDPA knows no soft cap, so transformers leaves them their eager attention.
 EAGER = ("gemma2",)
 
 
@@ -135,6 +135,12 @@ def test_attention_is_one_operation_with_its_cache_in_every_layer_that_has_sdpa(
     )
 
 
+@pytest.mark.skipif("gemma2" in REFUSED, reason="it cannot be traced with this transformers")
+def test_a_soft_cap_which_sdpa_does_not_know():
+    model = make_language_model("gemma2", attn_logit_softcapping=0.05)
+    assert Texts(build("openvino-fp32", model).step, model, padding=3).feed(17, 1, 5) <= 1e-5
+
+
 @pytest.mark.parametrize("architecture", sorted(REFUSED))
 def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(architecture):
     with pytest.raises(RecipeError, match="tracing fails: "):
@@ -199,10 +205,27 @@ def test_forgotten_tokens_stay_until_there_are_more_of_them_than_of_others():
 def test_cropped_to_nothing_it_begins_anew():
     one = texts(padding=3)
     one.feed(20)
-    one.crop(0)
+    assert one.crop(0).state.width == 0
     assert one.feed(9, 1) <= 1e-5
     one.crop(0)
     assert one.reorder(1, 0, 1).feed(4, 1) <= 1e-5
+
+
+class Counting(transformers.Qwen2ForCausalLM):
+    """Counts tokens itself, as some models of transformers 4 do."""
+
+    def forward(self, input_ids=None, past_key_values=None, position_ids=None, **others):
+        before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        places = before + torch.arange(input_ids.shape[1])[None].expand_as(input_ids)
+        return super().forward(input_ids, past_key_values=past_key_values, position_ids=places, **others)
+
+
+def test_a_model_that_counts_tokens_itself_does_not_count_forgotten_ones():
+    model = make_language_model("qwen2")
+    model.__class__ = Counting
+    one = Texts(build("openvino-fp32", model).step, model)
+    one.feed(12, 5)
+    assert one.crop(13).feed(1, 3) <= 1e-5
 
 
 @pytest.mark.parametrize("rows", [(1, 0, 2), (2, 2, 0), (1,), (2, 1), (2, 0, 1, 1, 0, 2, 2)])
@@ -222,7 +245,9 @@ def test_reordered_twice_before_anything_is_fed():
 
 
 def test_reordered_before_there_are_tokens():
-    assert texts(3).reorder(2).feed(5, 1) <= 1e-5
+    one = texts(3).reorder(2)
+    assert one.state.rows.tolist() == [0]
+    assert one.feed(5, 1) <= 1e-5
     assert texts(1).reorder(0, 0, 0).feed(5, 1) <= 1e-5
 
 
@@ -354,10 +379,12 @@ def test_a_scale_for_64_weights_where_that_divides_all_rows():
     assert build("openvino-int4", model).evidence["stored in 4 bits"].startswith("a scale and a zero point for each 64")
 
 
-def test_conv1d_layers_are_converted_too():
-    made, _ = built("openvino-int8", "gpt2")
+@pytest.mark.parametrize("name", ["openvino-int8", "openvino-int4"])
+def test_conv1d_layers_are_converted_too(name):
+    made, _ = built(name, "gpt2")
     assert (made.converted, made.layers) == (9, 9)
     assert made.evidence["embeddings stored in 8 bits"] == "2 of 2"
+    assert relative_error(name, "gpt2") <= TOLERANCES[name]
 
 
 @needs_native_bf16
@@ -376,10 +403,11 @@ def test_bytes_that_a_token_reads():
     assert (linear + 200 * 32) / 2 < read["openvino-int4"] < read["openvino-int8"]
 
 
-def test_as_many_threads_as_pytorch_has():
+def test_as_many_threads_as_pytorch_has_and_none_bound_to_a_core():
     with switches.threads(2):
         made = build("openvino-fp32", make_language_model())
     assert made.evidence["threads"] == "2"
+    assert not made.step.compiled.get_property("ENABLE_CPU_PINNING")
 
 
 def test_layers_that_openvino_has_merged_are_counted_all_the_same(monkeypatch):
