@@ -71,8 +71,8 @@ class _Converted:
     ----------
     kinds
         Kinds of attention.
-    layers
-        In how many layers keys and values are kept.
+    layers, numbers
+        In how many layers keys and values are kept, and how many numbers of each token in all.
     products
         How many linear layers have weights of each dtype.
     read
@@ -83,6 +83,7 @@ class _Converted:
 
     kinds: dict[str, int | None]
     layers: int
+    numbers: int
     products: dict[str, int]
     read: int
     how: dict[str, str]
@@ -122,7 +123,7 @@ def _built(request: StepRequest, model: torch.nn.Module) -> StepBuild:
         converted, warnings = convert(model, kinds, layout)
         converted, how = way.compress(request, converted) if way.compress else (converted, {})
         products = Counter(one.dtype for one in matrices_of(converted) if not one.looked_up)
-        known = _Converted(kinds, len(layout.keys), dict(products), bytes_read(converted), how)
+        known = _Converted(kinds, len(layout.keys), layout.numbers, dict(products), bytes_read(converted), how)
         compiled = openvino.Core().compile_model(converted, "CPU", _settings(way))
         del converted
         return _seen_in(compiled, known, way, limit_of(request.model), warnings)
@@ -145,6 +146,7 @@ def _seen_in(compiled: Any, known: _Converted, way: _Way, limit: int | None, war
         layers=weights.layers,
         # Weights in FP32 are turned once into what they are multiplied in.
         weight_bytes=known.read // 2 if way.hint == "bf16" else known.read,
+        token_bytes=known.numbers * getattr(torch, cache).itemsize,
         evidence={**seen, **running.evidence, **known.how},
         graph_nodes=nodes,
         warnings=warnings,

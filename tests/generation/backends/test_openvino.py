@@ -214,10 +214,10 @@ def test_cropped_to_nothing_it_begins_anew():
 class Counting(transformers.Qwen2ForCausalLM):
     """Counts tokens itself, as some models of transformers 4 do."""
 
-    def forward(self, input_ids=None, past_key_values=None, position_ids=None, **others):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         places = before + torch.arange(input_ids.shape[1])[None].expand_as(input_ids)
-        return super().forward(input_ids, past_key_values=past_key_values, position_ids=places, **others)
+        return super().forward(input_ids, attention_mask, places, past_key_values, use_cache=use_cache)
 
 
 def test_a_model_that_counts_tokens_itself_does_not_count_forgotten_ones():
@@ -401,6 +401,8 @@ def test_bytes_that_a_token_reads():
     assert 4 * linear < read["openvino-fp32"] < 4.2 * linear
     assert linear < read["openvino-int8"] < 1.4 * linear
     assert (linear + 200 * 32) / 2 < read["openvino-int4"] < read["openvino-int8"]
+    # Two layers, keys and values, two heads of 8 numbers each.
+    assert built()[0].token_bytes == 4 * 2 * 2 * 2 * 8
 
 
 def test_as_many_threads_as_pytorch_has_and_none_bound_to_a_core():
@@ -563,7 +565,17 @@ def test_what_was_saved_is_the_same_when_it_is_loaded(name, tmp_path):
     made = cpu.prepare_generator(name, model, make_prompts(), on_failure="raise")
     loaded = cpu.load_optimized(made.save(tmp_path / "saved"))
     assert torch.equal(loaded(**prompts).logits, made(**prompts).logits)
-    for what in ("weights", "compute", "cache", "attention", "converted", "layers", "weight_bytes", "evidence"):
+    for what in (
+        "weights",
+        "compute",
+        "cache",
+        "attention",
+        "converted",
+        "layers",
+        "weight_bytes",
+        "token_bytes",
+        "evidence",
+    ):
         assert getattr(loaded.build, what) == getattr(made.build, what)
     settings = {"max_new_tokens": 8, "do_sample": False, "num_beams": 3}
     assert torch.equal(loaded.generate(**prompts, **settings), made.generate(**prompts, **settings))
