@@ -192,8 +192,8 @@ def _settings(way: _Way) -> dict[str, Any]:
         # Unless told otherwise, it keeps keys and values in 8 bits, and rounds to 8 bits what packed weights multiply.
         "KV_CACHE_PRECISION": way.hint,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        # A thread that is bound to a core waits for it while another core is free. Beside other work a token took a
-        # quarter less without.
+        # A thread that is bound to a core waits for it while another core is free. Beside other work a token took up
+        # to a quarter less without.
         "ENABLE_CPU_PINNING": False,
     }
 
