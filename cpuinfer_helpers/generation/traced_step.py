@@ -99,7 +99,7 @@ class TraceableStep(torch.nn.Module):
             (batch, wanted tokens, vocabulary)
         """
         masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
-        cache = _WritingCache(kept, slots, masks[0].shape[-1])
+        cache = self.cache_of(kept, slots, masks[0].shape[-1])
         head = self._head[0]
         if head is not None:
             head.wanted = wanted
@@ -114,6 +114,20 @@ class TraceableStep(torch.nn.Module):
         }
         logits = self.model(**named_arguments(self.model, arguments)).logits
         return logits if head is not None else logits.index_select(1, wanted)
+
+    def cache_of(self, kept: Sequence[torch.Tensor], slots: torch.Tensor, total: Any) -> OwnCache:
+        """What the model is handed to keep its tokens in.
+
+        Parameters
+        ----------
+        kept
+            The keys of each layer, then the values.
+        slots
+            Where those of the new tokens belong.
+        total
+            Number of tokens with the new ones.
+        """
+        return _WritingCache(kept, slots, total)
 
 
 def _put_last_tokens(model: torch.nn.Module) -> _LastTokens | None:
@@ -223,7 +237,7 @@ def trace_step(
     kinds = attention_kinds(config)
     without_loops_over_experts(model)
     adapter = TraceableStep(model, tuple(kinds)).eval()
-    example = _example(layout, kinds, dtype)
+    example = example_of(layout, kinds, dtype, room=_BEFORE + _FED + _BEFORE)
     try:
         with switches.held(), torch.inference_mode(False):
             module, warnings = frozen_trace_by_position(model, adapter, example)
@@ -232,11 +246,26 @@ def trace_step(
     return TracedStep(module, layout, kinds, dtype, limit), warnings
 
 
-def _example(layout: Layout, kinds: dict[str, int | None], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def example_of(
+    layout: Layout, kinds: dict[str, int | None], dtype: torch.dtype, *, room: int = _BEFORE
+) -> tuple[torch.Tensor, ...]:
+    """What a :class:`TraceableStep` is traced with.
+
+    Parameters
+    ----------
+    layout
+        What it stores of each token.
+    kinds
+        Kinds of attention.
+    dtype
+        Of masks, keys and values.
+    room
+        For how many tokens keys and values have room; unless given, for those only that stand before the new ones.
+    """
     total = _BEFORE + _FED
     mask = torch.ones(_ROWS, total, dtype=torch.long)
     mask[-1, :_PADDED] = 0
     ids = torch.arange(_ROWS * _FED).reshape(_ROWS, _FED) + 1
     slots, wanted = torch.arange(_BEFORE, total), torch.arange(_FED - 2, _FED)
     masks = masks_of(kinds, mask, _BEFORE, dtype)
-    return (ids, positions_of(mask, _FED), slots, wanted, *masks, *layout.new(_ROWS, total + _BEFORE, dtype))
+    return (ids, positions_of(mask, _FED), slots, wanted, *masks, *layout.new(_ROWS, room, dtype))

@@ -87,11 +87,11 @@ def _built(attention: str, request: Request, hint: str, runs: str, change: Chang
         adapter = named_inputs(model, request.inputs, is_copy=True)
         converted = openvino.convert_model(adapter, example_input=dict(request.inputs.tensors))
         converted, evidence = change(request, converted) if change else (converted, {})
-        compiled = openvino.Core().compile_model(converted, "CPU", _settings(hint))
+        compiled = openvino.Core().compile_model(converted, "CPU", settings(hint))
         del converted
     answer = _Answer(compiled, request.inputs.tensors, adapter.spec.tensor_names())
     answer(dict(request.inputs.tensors))
-    seen, kinds = _what_runs(compiled)
+    seen, kinds = what_runs(compiled)
     return Build(
         answer,
         runs=runs,
@@ -102,7 +102,7 @@ def _built(attention: str, request: Request, hint: str, runs: str, change: Chang
     )
 
 
-def _settings(hint: str) -> dict[str, Any]:
+def settings(hint: str) -> dict[str, Any]:
     """One inference at a time, on as many threads as PyTorch has, in the precision that is asked for and no other."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -163,23 +163,24 @@ def _port(ports: list[Any], name: str) -> int | None:
     return next((position for position, port in enumerate(ports) if name in port.get_names()), None)
 
 
-def _what_runs(compiled: Any) -> tuple[dict[str, str], dict[str, int]]:
+def what_runs(compiled: Any) -> tuple[dict[str, str], dict[str, int]]:
     """Precisions and kernels of the operations that run, from the model that OpenVINO executes."""
     precisions, matrix, kinds = Counter(), Counter(), Counter()
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
-        kind, precision = _text(facts, "layerType"), _text(facts, "runtimePrecision")
+        kind, precision = text_of(facts, "layerType"), text_of(facts, "runtimePrecision")
         if kind in _NO_WORK:
             continue
         kinds[kind] += 1
         precisions[precision] += 1
         if kind in _MATRIX_NODES:
-            matrix[f"{precision} ({_text(facts, 'primitiveType')})"] += 1
+            matrix[f"{precision} ({text_of(facts, 'primitiveType')})"] += 1
     evidence = {"executed precisions": _counts(precisions), "matrix products": _counts(matrix)}
     return evidence, dict(kinds.most_common())
 
 
-def _text(facts: Any, name: str) -> str:
+def text_of(facts: Any, name: str) -> str:
+    """One of the facts that OpenVINO tells of an operation; ``unknown`` where it does not tell it."""
     return facts[name].astype(str) if name in facts else "unknown"
 
 
@@ -197,11 +198,11 @@ def _restore(stored: Stored, folder: Path) -> Build:
         import openvino
 
         blob = io.BytesIO((folder / _FILE).read_bytes())
-        compiled = openvino.Core().import_model(blob, "CPU", _settings(stored.details["hint"]))
+        compiled = openvino.Core().import_model(blob, "CPU", settings(stored.details["hint"]))
     return Build(_Answer(compiled, stored.inputs.tensors, stored.outputs), runs=stored.details["runs"])
 
 
-def _no_bf16() -> str | None:
+def no_bf16() -> str | None:
     """Why OpenVINO runs nothing in BF16 here: it has such kernels from AVX512 on; elsewhere it runs FP32 in silence."""
     report = machine_report()
     if report.architecture not in ("x86_64", "AMD64"):
@@ -226,7 +227,7 @@ def _recipe(
 
 RECIPES = (
     _recipe("fp32", "converted to OpenVINO, kept in FP32", _build_fp32),
-    _recipe("bf16", "converted to OpenVINO, run in BF16", _build_bf16, obstacle=_no_bf16),
+    _recipe("bf16", "converted to OpenVINO, run in BF16", _build_bf16, obstacle=no_bf16),
     _recipe(
         "int8", "converted to OpenVINO, quantised by NNCF", _build_int8, needs=("openvino>=2024.4", "nncf>=2.13")
     ),
