@@ -240,13 +240,19 @@ class StoredStep:
 class GenerationRecipe(Recipe):
     """One way to generate text: ``build`` takes a :class:`StepRequest` and returns a :class:`StepBuild`.
 
-    ``export`` takes the request, the build and a folder, and ``restore`` a :class:`StoredStep` and the folder.
+    ``export`` takes the request, the build and a folder, and ``restore`` a :class:`StoredStep` and the folder. The name
+    ends in ``fp32``, ``bf16``, ``fp16w`` (weights stored in FP16, computed in FP32), ``int8`` or ``int4`` (weights
+    stored in 8 or 4 bits).
 
-    Its name ends in ``fp32``, ``bf16``, ``fp16w`` (weights stored in FP16, computed in FP32), ``int8`` or ``int4``
-    (weights stored in 8 or 4 bits).
+    Attributes
+    ----------
+    in_8_bits
+        Whether products are of whole numbers of 8 bits, not only weights stored in them.
     """
+
+    in_8_bits: bool = False
 
     @property
     def emulation(self) -> str | None:
         """Which instructions for its precision this CPU lacks; weights that are only stored in fewer bits need none."""
-        return super().emulation if self.precision in ("bf16", "int8") else None
+        return super().emulation if self.precision == "bf16" or self.in_8_bits else None

@@ -151,13 +151,13 @@ def _refuse_left(model: torch.nn.Module, left: dict[str, str], kind: str) -> Non
         )
 
 
-def _recipe(precision: str, summary: str) -> GenerationRecipe:
-    return GenerationRecipe(f"torchscript-{precision}", summary, _build, export=_export, restore=_restore)
+def _recipe(precision: str, summary: str, **further: Any) -> GenerationRecipe:
+    return GenerationRecipe(f"torchscript-{precision}", summary, _build, export=_export, restore=_restore, **further)
 
 
 RECIPES = (
     _recipe("fp32", "one frozen trace that writes its cache in place"),
     _recipe("fp16w", "the same with weights stored in FP16, computed in FP32"),
     _recipe("bf16", "the same with weights, products and cache in BF16"),
-    _recipe("int8", "the same with weights stored in 8 bits"),
+    _recipe("int8", "the same with weights and products in 8 bits", in_8_bits=True),
 )
