@@ -170,3 +170,9 @@ def test_a_readme_says_what_is_in_a_folder_and_what_it_may_import(folder: Path):
 def is_named(name: str, folder: Path) -> bool:
     """A file of the folder itself, of one in it, or of the package's or the repository's root."""
     return any((place / name).is_file() for place in (folder, PACKAGE, PACKAGE.parent))
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """They are in folders without an ``__init__.py``: pytest takes the second one of a name for the first."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
