@@ -18,6 +18,7 @@ from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.tasks import Score, Task
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 
 _CALIBRATION_ROWS = 32
 
@@ -75,7 +76,8 @@ class RecipeScores(Displayed):
     def _row(row: RecipeScore, metrics: Sequence[str]) -> tuple[str, ...]:
         if row.score is None:
             return (row.recipe, str(row.status), *("" for _ in metrics), "", "", row.runs)
-        shown = (f"{row.score.metrics[name]:.1f}" for name in metrics)
+        data = kind_with_data(row.score.task).data
+        shown = (data.shown(name, row.score.metrics[name]) for name in metrics)
         agreement = f"{row.agreement:.1f}%"
         return (row.recipe, str(row.status), *shown, agreement, format_seconds(row.score.seconds), row.runs)
 
