@@ -109,8 +109,8 @@ def score_recipes(
     limit, split, batch_size
         As for :meth:`Task.evaluate`.
     pad_to
-        Pad every batch to this length; that of the task's ``example_inputs`` unless given. With one length for all,
-        recipes that specialise on shapes answer with what they prepared.
+        Pad every batch to this length; that of the task's ``example_inputs``, or of the longest row if that is longer,
+        unless given. With one length for all, recipes that specialise on shapes answer with what they prepared.
     calibration
         Inputs for static quantisation; the task's own unless given.
     threads, timeout_s, memory_bytes
@@ -130,7 +130,7 @@ def score_recipes(
     from tqdm.auto import tqdm
 
     chosen, threads = choose_recipes(recipes), choose_threads(threads)
-    pad_to = pad_to or next(iter(task.example_inputs.values())).shape[1]
+    pad_to = pad_to or max(next(iter(task.example_inputs.values())).shape[1], task.longest_row(split, limit))
     content = {
         "model": task.trained_model,
         "inputs": task.inputs(batch_size, pad_to),

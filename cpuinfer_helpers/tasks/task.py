@@ -170,6 +170,17 @@ class Task(Displayed):
         texts = [self.kind.data.text_of(example) for example in self.dataset]
         return text_inputs(self.tokenizer, texts, batch_size, length, tokens, side=self.kind.padding_side)
 
+    def longest_row(self, split: str | None = None, limit: int | None = None) -> int:
+        """Tokens of the longest row of a part of the data, as :meth:`evaluate` encodes its first examples, or all.
+
+        Raises
+        ------
+        InputError
+            For an unknown split, or a limit that is not positive.
+        """
+        _, examples = self.part(split, limit)
+        return max(len(row["input_ids"]) for row in self.kind.data.encode(self.tokenizer, examples).rows)
+
     def calibration_inputs(
         self, count: int = 32, *, length: int | None = None, batch_size: int = 1
     ) -> list[dict[str, torch.Tensor]]:
