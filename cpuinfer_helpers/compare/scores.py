@@ -18,6 +18,7 @@ from cpuinfer_helpers.processes.status import Status
 from cpuinfer_helpers.recipes import Recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.tasks import Score, Task
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 
 _CALIBRATION_ROWS = 32
 
@@ -75,7 +76,8 @@ class RecipeScores(Displayed):
     def _row(row: RecipeScore, metrics: Sequence[str]) -> tuple[str, ...]:
         if row.score is None:
             return (row.recipe, str(row.status), *("" for _ in metrics), "", "", row.runs)
-        shown = (f"{row.score.metrics[name]:.1f}" for name in metrics)
+        data = kind_with_data(row.score.task).data
+        shown = (data.shown(name, row.score.metrics[name]) for name in metrics)
         agreement = f"{row.agreement:.1f}%"
         return (row.recipe, str(row.status), *shown, agreement, format_seconds(row.score.seconds), row.runs)
 
@@ -107,8 +109,8 @@ def score_recipes(
     limit, split, batch_size
         As for :meth:`Task.evaluate`.
     pad_to
-        Pad every batch to this length; that of the task's ``example_inputs`` unless given. With one length for all,
-        recipes that specialise on shapes answer with what they prepared.
+        Pad every batch to this length; that of the task's ``example_inputs``, or of the longest row if that is longer,
+        unless given. With one length for all, recipes that specialise on shapes answer with what they prepared.
     calibration
         Inputs for static quantisation; the task's own unless given.
     threads, timeout_s, memory_bytes
@@ -128,7 +130,7 @@ def score_recipes(
     from tqdm.auto import tqdm
 
     chosen, threads = choose_recipes(recipes), choose_threads(threads)
-    pad_to = pad_to or next(iter(task.example_inputs.values())).shape[1]
+    pad_to = pad_to or max(next(iter(task.example_inputs.values())).shape[1], task.longest_row(split, limit))
     content = {
         "model": task.trained_model,
         "inputs": task.inputs(batch_size, pad_to),

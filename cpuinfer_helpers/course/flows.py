@@ -145,13 +145,15 @@ def run_flows(
     Raises
     ------
     InputError
-        For an unknown task or flag, or a number of threads that this machine could not run.
+        For an unknown task or flag, a task that a Trainer is not meant to score, or a number of threads that this
+        machine could not run.
     """
     from tqdm.auto import tqdm
 
     if threads is not None:
         check_threads(threads)
-    loadable_kind(task)
+    if loadable_kind(task).data.collator is None:
+        raise InputError(f"run_flows: {task} is not scored by a Trainer; use Task.evaluate")
     for name, flags in flows.items():
         for flag in flags:
             if flag not in FLAGS_OF_FLOWS:

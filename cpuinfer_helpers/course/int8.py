@@ -21,6 +21,7 @@ from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.interface.copies import shared_copy
 from cpuinfer_helpers.recipes import Build, Recipe, Request, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
+from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -249,7 +250,7 @@ def weigh(comparison: Comparison, scores: RecipeScores, *, most_lost: float = 1.
     comparison, scores
         Of the same recipes.
     most_lost
-        Points of the task's metric, F1 or accuracy, that may be lost against FP32.
+        Points of the task's metric, F1 or accuracy, that may be lost against FP32; that perplexity may rise by.
     least_same
         Percent of the answers that must be FP32's own.
 
@@ -258,14 +259,16 @@ def weigh(comparison: Comparison, scores: RecipeScores, *, most_lost: float = 1.
     Table
         Of the recipes that were measured; one without a score keeps nothing as far as anybody knows.
     """
-    metric = list(scores.rows[REFERENCE].score.metrics)[-1]
+    data = kind_with_data(scores.task).data
+    metric, better = data.metric, -1.0 if data.less_is_better else 1.0
     before = scores.rows[REFERENCE].score.metrics[metric]
     costs = comparison.to_frame()["cost_per_million"]
     rows: list[tuple[str, ...]] = []
     found = False
     for row in sorted((r for r in comparison.rows.values() if r.timing), key=lambda r: r.timing.median):
         score = scores.rows.get(row.recipe)
-        fault = _fault(score, metric, before, most_lost, least_same)
+        lost = better * (before - score.score.metrics[metric]) if score and score.score else None
+        fault = _fault(score, metric, lost, most_lost, least_same)
         verdict = fault or ("keeps the answers" if found else "the fastest that keeps the answers")
         found = found or fault is None
         cost = f"{costs[row.recipe]:.3g}" if comparison.price_per_hour else ""
@@ -276,11 +279,12 @@ def weigh(comparison: Comparison, scores: RecipeScores, *, most_lost: float = 1.
     return Table(columns, tuple(rows), note=note, numeric=columns[1:-1])
 
 
-def _fault(score: RecipeScore | None, metric: str, before: float, most_lost: float, least_same: float) -> str | None:
+def _fault(
+    score: RecipeScore | None, metric: str, lost: float | None, most_lost: float, least_same: float
+) -> str | None:
     """Why a recipe does not keep what is asked for, or None if it does."""
-    if score is None or score.score is None:
+    if lost is None:
         return "not scored" if score is None else str(score.status)
-    lost = before - score.score.metrics[metric]
     if lost > most_lost:
         return f"loses {lost:.1f} points of {metric}"
     return f"changes {100 - score.agreement:.1f}% of the answers" if score.agreement < least_same else None
@@ -289,7 +293,8 @@ def _fault(score: RecipeScore | None, metric: str, before: float, most_lost: flo
 def _answer_cells(score: RecipeScore | None, metric: str) -> tuple[str, str]:
     if score is None or score.score is None:
         return "", ""
-    return f"{score.score.metrics[metric]:.1f}", f"{score.agreement:.1f}%"
+    shown = kind_with_data(score.score.task).data.shown(metric, score.score.metrics[metric])
+    return shown, f"{score.agreement:.1f}%"
 
 
 def _width(bounds: tuple[float, float]) -> float:

@@ -12,6 +12,7 @@ from cpuinfer_helpers.errors import InputError
 Model = Callable[..., Any]
 # The model's inputs by name, not padded.
 Row = Mapping[str, list[int]]
+Kept = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], list[tuple[torch.Tensor, ...]]]
 
 
 def run_rows(
@@ -21,6 +22,7 @@ def run_rows(
     outputs: Sequence[str],
     batch_size: int = 8,
     pad_to: int | None = None,
+    kept: Kept | None = None,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Run a model over encoded rows, batch by batch.
 
@@ -38,6 +40,8 @@ def run_rows(
         Rows in a batch; the last batch may be smaller.
     pad_to
         Pad every batch to this length; to its own longest row unless given.
+    kept
+        What is kept of each row of a batch, from the inputs and the outputs; the named outputs unless given.
 
     Returns
     -------
@@ -59,7 +63,8 @@ def run_rows(
     for inputs in tqdm(batches, desc="evaluating", unit="batch", total=total, leave=False, delay=2.0):
         with torch.no_grad():
             output = model(**inputs)
-        found += zip(*(output[name] for name in outputs), strict=True)
+        wanted = {name: output[name] for name in outputs}
+        found += kept(inputs, wanted) if kept else zip(*wanted.values(), strict=True)
     return found
 
 
@@ -81,13 +86,15 @@ def padded_batches(
         yield padded(tokenizer, batch, length or longest)
 
 
-def padded(tokenizer: Any, rows: Sequence[Row], length: int) -> dict[str, torch.Tensor]:
-    """Tensors of rows that are filled up to the same length on the right."""
+def padded(tokenizer: Any, rows: Sequence[Row], length: int, side: str = "right") -> dict[str, torch.Tensor]:
+    """Tensors of rows that are filled up to the same length, on the right unless told otherwise."""
     # The tokenizer's own pad makes the same tensors, in up to twice the time, and advises against itself in the log.
     if tokenizer.pad_token_id is None and any(len(row["input_ids"]) < length for row in rows):
         raise InputError("the tokenizer has no padding token, and rows differ in length; set tokenizer.pad_token")
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    return {
-        name: torch.tensor([row[name] + [fill.get(name, 0)] * (length - len(row[name])) for row in rows])
-        for name in rows[0]
-    }
+    found = {}
+    for name in rows[0]:
+        filling = [[fill.get(name, 0)] * (length - len(row[name])) for row in rows]
+        pairs = zip(filling, rows, strict=True)
+        found[name] = torch.tensor([few + row[name] if side == "left" else row[name] + few for few, row in pairs])
+    return found

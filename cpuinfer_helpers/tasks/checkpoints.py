@@ -43,17 +43,25 @@ def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
     return config
 
 
-def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
-    """A tokenizer that pads on the right, without running code that may lie beside it; see :func:`load_config`."""
+def load_tokenizer(name: str | os.PathLike[str], *, padding_side: str = "right", **options: Any) -> Any:
+    """A tokenizer that pads on the right, without running code that may lie beside it; see :func:`load_config`.
+
+    For models that go on after the last token, ``padding_side`` is ``left``. Many of their tokenizers have no padding
+    token; it is then the one that ends a text, as ``generate`` has it.
+    """
     import transformers
 
     tokenizer = _without_own_code(transformers.AutoTokenizer.from_pretrained, name, options)
     # Answers are read from the first column on, and absolute positions begin there: padding has to come last.
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = padding_side
+    if padding_side == "left" and tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_processor(class_name: str, name: str | os.PathLike[str], **options: Any) -> Any:
+def load_processor(
+    class_name: str, name: str | os.PathLike[str], *, padding_side: str = "right", **options: Any
+) -> Any:
     """What makes a model's inputs, without running code that may lie beside it; see :func:`load_config`.
 
     ``class_name`` is ``AutoTokenizer``, for which see :func:`load_tokenizer`, ``AutoImageProcessor`` or
@@ -62,7 +70,7 @@ def load_processor(class_name: str, name: str | os.PathLike[str], **options: Any
     import transformers
 
     if class_name == "AutoTokenizer":
-        return load_tokenizer(name, **options)
+        return load_tokenizer(name, padding_side=padding_side, **options)
     return _without_own_code(getattr(transformers, class_name).from_pretrained, name, options)
 
 

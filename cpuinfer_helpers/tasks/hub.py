@@ -23,6 +23,7 @@ _PROBE_SECONDS = 3.0
 _PROBE_VALID_SECONDS = 60.0
 _MODEL_FILES = (
     "config.json",
+    "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "vocab.txt",

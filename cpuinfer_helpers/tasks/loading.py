@@ -30,15 +30,15 @@ def load_task(name: str) -> Task:
 
     From the hub when it answers within three seconds: the guide's ``csarron/bert-base-uncased-squad-v1`` with
     ``squad`` for question answering, ``distilbert-base-uncased-finetuned-sst-2-english`` with SST-2 for text
-    classification, ``dslim/bert-base-NER`` with
-    CoNLL-2003 for token classification. Otherwise offline: a model of BERT-base geometry with fixed random weights
-    for timing, and a small checkpoint, trained on data that this package ships, for accuracy. ``origin`` says which,
-    and why.
+    classification, ``dslim/bert-base-NER`` with CoNLL-2003 for token classification, ``openai-community/gpt2`` with
+    WikiText-2 for text generation. Otherwise offline: a model of BERT-base geometry, or GPT-2's for generation, with
+    fixed random weights for timing, and a small checkpoint, trained on data that this package ships, for accuracy.
+    ``origin`` says which, and why.
 
     Parameters
     ----------
     name
-        ``question-answering``, ``text-classification`` or ``token-classification``.
+        ``question-answering``, ``text-classification``, ``token-classification`` or ``text-generation``.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def _from_hub(kind: TaskKind) -> Task:
     source = kind.data.source
 
     def load(folder: Path) -> tuple[torch.nn.Module, Any]:
-        return load_weights(kind.auto_class, folder), load_tokenizer(folder)
+        return load_weights(kind.auto_class, folder), load_tokenizer(folder, padding_side=kind.padding_side)
 
     model, tokenizer = hub.load_or_download_again(source.model, load)
     examples = source.read(hub.fetch_rows(source.dataset, _HUB_ROWS))
@@ -99,23 +99,24 @@ def _from_hub(kind: TaskKind) -> Task:
 
 def _offline(kind: TaskKind, reason: str) -> Task:
     folder = checkpoint_directory(kind.name)
-    trained, tokenizer = load_weights(kind.auto_class, folder), load_tokenizer(folder)
+    trained = load_weights(kind.auto_class, folder)
+    tokenizer = load_tokenizer(folder, padding_side=kind.padding_side)
     datasets = {part: kind.data.examples(part) for part in kind.data.files if part != "train"}
     origin = (
-        "offline: BERT-base geometry with fixed random weights for timing, a small trained checkpoint for accuracy "
-        f"({reason})"
+        f"offline: {kind.data.geometry.name} geometry with fixed random weights for timing, a small trained "
+        f"checkpoint for accuracy ({reason})"
     )
-    return Task(kind.name, _bert_base(kind.auto_class, trained.config), trained, tokenizer, datasets, origin)
+    return Task(kind.name, _to_time(kind, trained.config), trained, tokenizer, datasets, origin)
 
 
-def _bert_base(auto_class: str, trained_config: Any) -> torch.nn.Module:
-    """BERT-base as its configuration's defaults have it (12 layers, 768 wide), the same random weights every time."""
+def _to_time(kind: TaskKind, trained_config: Any) -> torch.nn.Module:
+    """The base model of a kind, the same random weights every time."""
     import transformers
 
-    labels = {"id2label": trained_config.id2label, "label2id": trained_config.label2id}
+    config = kind.data.geometry.config(trained_config)
     with switches.random_state_kept():
         torch.manual_seed(_SEED)
-        return getattr(transformers, auto_class).from_config(transformers.BertConfig(**labels)).eval()
+        return getattr(transformers, kind.auto_class).from_config(config).eval()
 
 
 def _damage(shipped: Path, name: str) -> str | None:

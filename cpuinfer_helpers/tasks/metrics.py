@@ -19,14 +19,16 @@ _MASK = "attention_mask"
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """The task's main metric, in percent, on its first examples."""
+    """The task's main metric on its first examples, with its sign changed where less is better."""
 
     task: Task
     examples: int
 
     def __call__(self, model: Model) -> float:
         """Score a model."""
-        return self.task.evaluate(model, limit=self.examples).metrics[self.task.kind.data.metric]
+        data = self.task.kind.data
+        value = self.task.evaluate(model, limit=self.examples).metrics[data.metric]
+        return -value if data.less_is_better else value
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ class LoadedModel(Displayed):
         In evaluation mode, FP32.
     task
         What it is for: ``question-answering``, ``text-classification``, ``token-classification``,
-        ``audio-classification``, ``feature-extraction``, ``fill-mask``, ``image-classification`` or
-        ``sentence-similarity``.
+        ``text-generation``, ``audio-classification``, ``feature-extraction``, ``fill-mask``,
+        ``image-classification`` or ``sentence-similarity``.
     tokenizer
         Its tokenizer; None where there is none, and for images and audio.
     origin
@@ -121,8 +121,9 @@ class LoadedModel(Displayed):
         Returns
         -------
         callable
-            Takes a model that is called with keyword inputs, and returns percent, more is better: the task's main
-            metric on its own data, or, where answers are vectors, the mean cosine between a model's and this one's.
+            Takes a model that is called with keyword inputs, and returns a number, more is better: the task's main
+            metric on its own data, in percent, or, where answers are vectors, the mean cosine between a model's and
+            this one's; perplexity, of which less is better, has its sign changed.
 
         Raises
         ------
@@ -184,8 +185,9 @@ def load_model(name_or_path: str | os.PathLike[str], task: str | None = None) ->
         A folder that ``save_pretrained`` wrote, or owner and name on the hub; or the name of a task of
         :func:`~cpuinfer_helpers.load_task`, for the model that is timed there (a folder of that name: ``./name``).
     task
-        ``question-answering``, ``text-classification``, ``token-classification``, ``audio-classification``,
-        ``feature-extraction``, ``fill-mask``, ``image-classification`` or ``sentence-similarity``; what the model's
+        ``question-answering``, ``text-classification``, ``token-classification``, ``text-generation``,
+        ``audio-classification``, ``feature-extraction``, ``fill-mask``, ``image-classification`` or
+        ``sentence-similarity``; what the model's
         configuration says it was saved for unless given. Models without a head, for features or similarity, do not say.
 
     Returns
@@ -245,7 +247,7 @@ def _processor(kind: TaskKind, folder: Path) -> tuple[Any, str]:
     if not kind.reads_texts and not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         return None, nothing
     try:
-        processor = load_processor(kind.processor, folder, local_files_only=True)
+        processor = load_processor(kind.processor, folder, padding_side=kind.padding_side, local_files_only=True)
     except InputError:
         raise
     except Exception as error:  # each reads files of its own, and says in its own way that they are missing

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks.kinds.base import Encoded
 from cpuinfer_helpers.tasks.task import Score, Task
 
@@ -51,7 +52,8 @@ class TaskRows:
         tensors = [torch.from_numpy(array) for array in arrays[: len(data.outputs)]]
         answers = data.decode(self.encoded, self.examples, list(zip(*tensors, strict=True)), self.task.labels)
         metrics = data.score(self.examples, answers)
-        return Score(self.task.name, self.split, self.task.origin, metrics, len(self.examples), tuple(answers), seconds)
+        predictions = tuple(map(data.prediction, answers))
+        return Score(self.task.name, self.split, self.task.origin, metrics, len(self.examples), predictions, seconds)
 
     def compute_metrics(self, evaluated: Any) -> dict[str, float]:
         """The metrics, for ``Trainer(compute_metrics=...)``; a Trainer calls it only for rows with labels."""
@@ -77,8 +79,10 @@ def task_rows(task: Task, *, split: str | None = None, limit: int | None = None)
     Raises
     ------
     InputError
-        For an unknown split, or a limit that is not positive.
+        For an unknown split, a limit that is not positive, or a task that a Trainer is not meant to score.
     """
+    if task.kind.data.collator is None:
+        raise InputError(f"task_rows: {task.name} is not scored by a Trainer; use Task.evaluate")
     split, examples = task.part(split, limit)
     encoded = task.kind.data.encode(task.tokenizer, examples)
     return TaskRows(_labelled(task, encoded, examples), task, split, examples, encoded)

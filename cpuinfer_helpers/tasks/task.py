@@ -29,11 +29,12 @@ class Score(Displayed):
     task, split, origin
         What was scored, on which part of the data, and where model and data come from.
     metrics
-        By name, in percent: ``exact_match`` and ``f1``, or ``accuracy``, or ``precision``, ``recall`` and ``f1``.
+        By name, in percent: ``exact_match`` and ``f1``, or ``accuracy``, or ``precision``, ``recall`` and ``f1``; for
+        texts that are gone on with, ``copied`` in percent and ``perplexity``, which is none.
     examples
         Number of questions, texts or sentences.
     predictions
-        The model's answer to each: a text, a label, or a tuple of tags.
+        The model's answer to each: a text, a label, a tuple of tags, or one of token ids.
     seconds
         Time for tokenising, running and scoring.
     """
@@ -49,11 +50,12 @@ class Score(Displayed):
     def table(self) -> Table:
         """The metrics in one row."""
         columns = ("task", "data", "examples", *self.metrics, "time")
+        data = kind_with_data(self.task).data
         row = (
             self.task,
             self.split,
             str(self.examples),
-            *(f"{value:.1f}" for value in self.metrics.values()),
+            *(data.shown(name, value) for name, value in self.metrics.items()),
             format_seconds(self.seconds),
         )
         return Table(columns=columns, rows=(row,), note=self.origin, numeric=("examples", *self.metrics, "time"))
@@ -72,10 +74,12 @@ class Task(Displayed):
     Attributes
     ----------
     name
-        ``question-answering``, ``text-classification`` or ``token-classification``, or another kind that has data.
+        ``question-answering``, ``text-classification``, ``token-classification`` or ``text-generation``, or another
+        kind that has data.
     model
-        The model to measure and trace, in evaluation mode. From the hub it is trained; offline it has BERT-base
-        geometry and fixed random weights, so that its times are real and its answers are not.
+        The model to measure and trace, in evaluation mode. From the hub it is trained; offline it has the geometry of
+        BERT-base, or of GPT-2 for generation, and fixed random weights, so that its times are real and its answers are
+        not.
     trained_model
         The model whose answers mean something: ``model`` itself from the hub, a small trained checkpoint offline.
     tokenizer
@@ -95,7 +99,8 @@ class Task(Displayed):
     example_inputs: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "example_inputs", self.inputs())
+        tokens = self.kind.example_tokens
+        object.__setattr__(self, "example_inputs", self.inputs(len(tokens), max(tokens), tokens=tokens))
 
     @property
     def kind(self) -> TaskKind:
@@ -149,8 +154,8 @@ class Task(Displayed):
         length
             Columns.
         tokens
-            Tokens of each row that are real, one number for all rows or one for each; the rest is padding. All of them
-            unless given.
+            Tokens of each row that are real, one number for all rows or one for each; the rest is padding, on the left
+            for generation and on the right for everything else. All of them unless given.
 
         Returns
         -------
@@ -163,7 +168,18 @@ class Task(Displayed):
             If a size is not positive, ``tokens`` is more than ``length``, or there are not as many as rows.
         """
         texts = [self.kind.data.text_of(example) for example in self.dataset]
-        return text_inputs(self.tokenizer, texts, batch_size, length, tokens)
+        return text_inputs(self.tokenizer, texts, batch_size, length, tokens, side=self.kind.padding_side)
+
+    def longest_row(self, split: str | None = None, limit: int | None = None) -> int:
+        """Tokens of the longest row of a part of the data, as :meth:`evaluate` encodes its first examples, or all.
+
+        Raises
+        ------
+        InputError
+            For an unknown split, or a limit that is not positive.
+        """
+        _, examples = self.part(split, limit)
+        return max(len(row["input_ids"]) for row in self.kind.data.encode(self.tokenizer, examples).rows)
 
     def calibration_inputs(
         self, count: int = 32, *, length: int | None = None, batch_size: int = 1
@@ -236,11 +252,12 @@ class Task(Displayed):
         data, started = self.kind.data, time.perf_counter()
         encoded = data.encode(self.tokenizer, examples)
         model = model or self.trained_model
-        outputs = run_rows(model, self.tokenizer, encoded.rows, data.outputs, batch_size, pad_to)
-        predictions = data.decode(encoded, examples, outputs, self.labels)
-        metrics = data.score(examples, predictions)
+        outputs = run_rows(model, self.tokenizer, encoded.rows, data.outputs, batch_size, pad_to, data.kept)
+        answers = data.decode(encoded, examples, outputs, self.labels)
+        metrics = data.score(examples, answers)
         seconds = time.perf_counter() - started
-        return Score(self.name, split, self.origin, metrics, len(examples), tuple(predictions), seconds)
+        predictions = tuple(map(data.prediction, answers))
+        return Score(self.name, split, self.origin, metrics, len(examples), predictions, seconds)
 
     def answer(self, question: str, context: str, *, model: Model | None = None) -> windows.Answer:
         """Answer one question of your own from a text of your own.

@@ -27,7 +27,13 @@ def sentences(part: str) -> list[Text]:
 
 
 def text_inputs(
-    tokenizer: Any, texts: Sequence[Text], batch_size: int, length: int, tokens: int | Sequence[int] | None = None
+    tokenizer: Any,
+    texts: Sequence[Text],
+    batch_size: int,
+    length: int,
+    tokens: int | Sequence[int] | None = None,
+    *,
+    side: str = "right",
 ) -> dict[str, torch.Tensor]:
     """Inputs of an exact shape; each row begins at another text.
 
@@ -41,6 +47,8 @@ def text_inputs(
         Rows and columns.
     tokens
         Tokens of each row that are real, one number for all rows or one for each; all of them unless given.
+    side
+        Where the padding is: ``right`` or ``left``.
 
     Returns
     -------
@@ -60,7 +68,7 @@ def text_inputs(
             f"inputs: batch_size {batch_size}, length {length}, tokens {tokens} cannot be made; "
             f"batch_size must be at least 1, and {_LEAST_TOKENS} <= tokens <= length, for every row"
         )
-    return padded(tokenizer, [_row(tokenizer, texts, row, count) for row, count in enumerate(counts)], length)
+    return padded(tokenizer, [_row(tokenizer, texts, row, count) for row, count in enumerate(counts)], length, side)
 
 
 def random_tokens(config: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:

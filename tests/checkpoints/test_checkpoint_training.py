@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 import transformers
 
 from cpuinfer_helpers.errors import InputError
-from tools.checkpoints import question_answering, train, training, vocabulary, words, write_data
+from tools.checkpoints import language_model, question_answering, train, training, vocabulary, words, write_data
 
 DATA = vocabulary.DATA
 ON_CURRENT_STACK = int(transformers.__version__.split(".")[0]) >= 5
@@ -26,9 +28,25 @@ MODELS = {
     "question-answering": transformers.AutoModelForQuestionAnswering,
     "text-classification": transformers.AutoModelForSequenceClassification,
     "token-classification": transformers.AutoModelForTokenClassification,
+    "text-generation": transformers.AutoModelForCausalLM,
 }
-# What the project promises of the held-out files, in percent.
-TARGETS = {"question-answering": 70.0, "text-classification": 90.0, "token-classification": 90.0}
+# What the project promises of the held-out files: percent or, of text generation, a perplexity that is not exceeded.
+TARGETS = {
+    "question-answering": 70.0,
+    "text-classification": 90.0,
+    "token-classification": 90.0,
+    "text-generation": 30.0,
+}
+GENERATION = "text-generation"
+# Those whose vocabulary is of word pieces.
+BERTS = [task for task in MODELS if task != GENERATION]
+# Percent of the held-out copies that are right from end to end.
+COPIED = 90.0
+
+
+def reached(task: str, score: float) -> bool:
+    """Whether a held-out score is what the project promises."""
+    return score <= TARGETS[task] if task == GENERATION else score >= TARGETS[task]
 
 
 def read_data(task: str, split: str) -> Any:
@@ -77,11 +95,15 @@ def test_question_ids_are_unique_over_all_files() -> None:
         ("token-classification", "train", 500),
         ("token-classification", "heldout", 300),
         ("token-classification", "prose", 40),
+        ("text-generation", "train", 400),
+        ("text-generation", "heldout", 200),
+        ("text-generation", "prose", 40),
     ],
 )
 def test_files_are_large_enough_and_hold_no_example_twice(task: str, split: str, least: int) -> None:
     data = squad_file(split) if task == "question-answering" else read_data(task, split)
-    keys = [json.dumps([example.get(name) for name in ("context", "question", "text", "tokens")]) for example in data]
+    names = ("context", "question", "text", "tokens", "prompt")
+    keys = [json.dumps([example.get(name) for name in names]) for example in data]
     assert len(keys) >= least
     assert len(set(keys)) == len(keys)
 
@@ -136,7 +158,7 @@ def test_heldout_wordings_are_not_those_of_training() -> None:
 def test_committed_files_are_what_the_generators_write(tmp_path: Path) -> None:
     assert write_data.main(["--output", str(tmp_path)]) == 0
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert len(written) == 6
+    assert len(written) == 2 * len(MODELS)
     for name in written:
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
 
@@ -154,7 +176,7 @@ def test_vocabulary_is_the_one_the_training_text_gives() -> None:
     assert len(set(committed) & set(learned)) >= 0.95 * len(committed)
 
 
-@pytest.mark.parametrize("task", MODELS)
+@pytest.mark.parametrize("task", BERTS)
 def test_tokenizer_leaves_nothing_unknown_and_keeps_offsets(task: str) -> None:
     tokenizer = vocabulary.make_tokenizer(task)
     assert tokenizer.pad_token_id == 0
@@ -169,8 +191,8 @@ def test_tokenizer_leaves_nothing_unknown_and_keeps_offsets(task: str) -> None:
 
 def test_data_is_small() -> None:
     sizes = {path: path.stat().st_size for path in DATA.rglob("*") if path.is_file()}
-    assert sum(size for path, size in sizes.items() if CHECKPOINTS in path.parents) < 5_000_000
-    assert sum(sizes.values()) < 7_000_000
+    assert sum(size for path, size in sizes.items() if CHECKPOINTS in path.parents) < 11_000_000
+    assert sum(sizes.values()) < 13_000_000
 
 
 @pytest.mark.parametrize("task", MODELS)
@@ -185,30 +207,42 @@ def test_shipped_checkpoint_reaches_its_scores(task: str) -> None:
     model, tokenizer = load_shipped(task)
     assert model.dtype == torch.float32
     recorded = shipped_scores()[task]
-    heldout = train.score_model(model, tokenizer, task, "heldout")["score"]
-    prose = train.score_model(model, tokenizer, task, "prose")["score"]
-    assert heldout >= TARGETS[task]
-    assert heldout >= 2 * recorded["chance"] or recorded["chance"] > 45  # two balanced labels: chance is 50
+    heldout = train.score_model(model, tokenizer, task, "heldout")
+    prose = train.score_model(model, tokenizer, task, "prose")
+    assert reached(task, heldout["score"])
+    assert recorded["chance"] == pytest.approx(train.chance_score(task, "heldout"), abs=0.01)
+    if task == GENERATION:
+        assert heldout["score"] < recorded["chance"] / 10 and prose["score"] < recorded["details"]["prose chance"]
+        assert heldout["copied"] >= COPIED
+        assert heldout["copied"] == pytest.approx(recorded["details"]["heldout copied"], abs=2.0)
+        assert prose["copied"] == pytest.approx(recorded["details"]["prose copied"], abs=5.0)
+    else:
+        assert heldout["score"] >= 2 * recorded["chance"] or recorded["chance"] > 45  # two balanced labels: 50
     # Kernels differ between CPUs and versions, and with them the last bits of a logit: a point is one or two answers.
-    assert heldout == pytest.approx(recorded["heldout"], abs=1.0)
-    assert prose == pytest.approx(recorded["prose"], abs=2.5)
+    assert heldout["score"] == pytest.approx(recorded["heldout"], abs=1.0)
+    assert prose["score"] == pytest.approx(recorded["prose"], abs=2.5)
 
 
 @pytest.mark.parametrize("task", MODELS)
 def test_without_its_training_a_checkpoint_fails(task: str) -> None:
     """The targets mean something: the same model with its starting weights is far below them."""
-    tokenizer = vocabulary.make_tokenizer(task)
+    tokenizer = training.make_tokenizer(task)
     untrained = training.new_model(task, len(tokenizer), seed=1).eval()
-    assert train.score_model(untrained, tokenizer, task, "heldout")["score"] < TARGETS[task] - 20
+    scores = train.score_model(untrained, tokenizer, task, "heldout")
+    if task == GENERATION:
+        assert scores["score"] > shipped_scores()[task]["chance"] and scores["copied"] < COPIED / 4
+    else:
+        assert scores["score"] < TARGETS[task] - 20
 
 
 # Training takes minutes, so each stack trains some of them: together all, each in a process and with a tokenizer and a
 # model class of its own.
-LONG = pytest.param(
-    "question-answering",
-    marks=pytest.mark.skipif("CPUINFER_FAST" in os.environ, reason="trains for minutes, so not with CPUINFER_FAST set"),
+_LONG = pytest.mark.skipif("CPUINFER_FAST" in os.environ, reason="trains for minutes, so not with CPUINFER_FAST set")
+TRAINED = (
+    (pytest.param("question-answering", marks=_LONG), "token-classification")
+    if ON_CURRENT_STACK
+    else ("text-classification", pytest.param(GENERATION, marks=_LONG))
 )
-TRAINED = (LONG, "token-classification") if ON_CURRENT_STACK else ("text-classification",)
 
 
 @pytest.mark.parametrize("task", TRAINED)
@@ -217,13 +251,79 @@ def test_training_script_reproduces_the_scores(tmp_path: Path, task: str) -> Non
     command = [sys.executable, "-m", "tools.checkpoints.train", "--output", str(output), "--task", task]
     # Where other programs want the cores too, threads that wait busily make this several times slower.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run(command, check=True, cwd=DATA.parents[2], env=environment, timeout=1500)
+    subprocess.run(command, check=True, cwd=DATA.parents[2], env=environment, timeout=3600)
     scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))
     assert sorted(path.name for path in output.iterdir()) == sorted([task, "scores.json"])
-    assert scores[task]["heldout"] >= TARGETS[task]
+    assert reached(task, scores[task]["heldout"])
     # Sums in another order (other CPU, other thread count, other version) send training another way: a few points.
     assert scores[task]["heldout"] == pytest.approx(shipped_scores()[task]["heldout"], abs=6.0)
+    if task == GENERATION:
+        assert scores[task]["details"]["heldout copied"] >= COPIED - 6.0
     MODELS[task].from_pretrained(output / task)
+
+
+def short(examples: int) -> training.Settings:
+    """A model and a training so small that it takes seconds."""
+    sizes = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 128, "examples": examples, "tokens": 700}
+    rates = {"learning_rate": 1.2e-2, "matrix_rate": 1.2e-2}
+    return dataclasses.replace(training.SETTINGS[GENERATION], **sizes, **rates)
+
+
+def test_a_short_training_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds instead of minutes: it learns, and what it saves is loaded as it was."""
+    monkeypatch.setitem(training.SETTINGS, GENERATION, short(2000))
+    monkeypatch.setattr(train, "train", seen := Remembered(training.train))
+    scores = train.train_checkpoint(GENERATION, tmp_path)
+    assert scores.metric == "perplexity" and scores.heldout < 0.9 * scores.chance
+    assert sorted(scores.files) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / GENERATION, torch_dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / GENERATION)
+    assert tokenizer.padding_side == "left" and tokenizer.get_vocab() == training.make_tokenizer(GENERATION).get_vocab()
+    inputs = tokenizer(["The old bridge", "A cat"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        own, read = seen.model(**inputs).logits, loaded(**inputs).logits
+    # Weights are stored in FP16; the base of the rotary positions, which has a default of its own in each version of
+    # transformers, would change far more.
+    assert (own - read).abs().max() < 5e-3 * own.abs().max()
+
+
+def test_the_seed_decides_all_of_a_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(training.SETTINGS, GENERATION, short(60))
+    tokenizer = training.make_tokenizer(GENERATION)
+    one, same, other = (list(training.train(GENERATION, tokenizer, seed).parameters()) for seed in (1, 1, 2))
+    assert all(map(torch.equal, one, same)) and not any(map(torch.equal, one[:1], other[:1]))
+
+
+class Remembered:
+    """A function that remembers the model that it made."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.model = function, None
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.model = self.function(*arguments)
+        return self.model
+
+
+def test_the_shipped_byte_pairs_are_those_that_the_training_text_gives() -> None:
+    shipped = transformers.AutoTokenizer.from_pretrained(CHECKPOINTS / GENERATION).get_vocab()
+    learned = language_model.make_tokenizer().get_vocab()
+    assert len(shipped) == language_model.VOCABULARY
+    assert [number for piece in language_model.SPECIAL_TOKENS for number in (shipped[piece],)] == [0, 1, 2]
+    # Versions of the tokenizers library may break ties between equally good merges in ways of their own.
+    assert len(set(shipped) & set(learned)) >= 0.95 * len(shipped)
+
+
+def test_before_its_training_a_language_model_looks_back_and_copies() -> None:
+    model = training.new_model(GENERATION, 300, seed=1).eval()
+    model.config._attn_implementation = "eager"
+    ids = torch.randint(3, 300, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first = model(ids, output_attentions=True).attentions[0][0]
+        copied = model(torch.cat((ids, ids), dim=1)).logits[0, 44:-1].argmax(dim=-1)
+    for head in range(4):
+        assert first[head].diagonal(-1 - head).mean() > 0.5, head
+    assert (copied == ids[0, 5:]).float().mean() > 0.9
 
 
 def test_without_a_name_all_checkpoints_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

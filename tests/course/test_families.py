@@ -352,6 +352,8 @@ def test_rows_are_found_by_name(made_up):
         ({"families": "bert"}, "families is 'bert'; give a list"),
         ({"families": []}, r"families is \[\]; give a list"),
         ({"tasks": ["chat"]}, "tasks names 'chat'"),
+        # These families are of encoders.
+        ({"tasks": ["text-generation"]}, "names 'text-generation'; choose from question-answering, text-cl"),
         ({"precisions": ["int8"]}, "precisions names 'int8'"),
         ({"backends": ["none"]}, "no recipe 'none-fp32'"),
         ({"backends": ["eager"]}, r"backends is \['eager'\]"),

@@ -17,6 +17,11 @@ def test_nonsense_numbers_of_threads(threads):
         run_flows("text-classification", {"plain": []}, threads=threads)
 
 
+def test_a_task_that_a_trainer_is_not_meant_to_score():
+    with pytest.raises(cpu.InputError, match=r"text-generation is not scored by a Trainer; use Task\.evaluate"):
+        run_flows("text-generation", {"plain": []})
+
+
 @pytest.mark.cpu
 def test_what_a_flow_answers_is_what_the_task_answers():
     task = cpu.load_task("token-classification")

@@ -198,6 +198,21 @@ def row(name: str, seconds: float, speedup: float | None) -> RecipeResult:
     return RecipeResult(name, name.rpartition("-")[2], SUCCESSFUL, timing=timing, speedup=ratio)
 
 
+def test_perplexity_is_lost_where_it_rises():
+    times = {"eager-fp32": 0.4, "openvino-int8": 0.1, "onnxruntime-int8": 0.2}
+    rows = {name: row(name, seconds, None if name == "eager-fp32" else 2.0) for name, seconds in times.items()}
+    comparison = cpu.Comparison(rows, "Toy", {"input_ids": "1 x 8, int64"}, 1, 2, {"cpu": "a CPU"})
+    scores = {}
+    for name, perplexity in (("eager-fp32", 8.0), ("openvino-int8", 8.5), ("onnxruntime-int8", 7.0)):
+        score = Score("text-generation", "heldout", "offline: test", {"perplexity": perplexity}, 10, ((1,),) * 10, 1.0)
+        scores[name] = RecipeScore(name, SUCCESSFUL, score, 100.0, "something")
+    table = int8.weigh(comparison, RecipeScores(scores, "text-generation", "offline: test"), most_lost=0.1)
+    verdicts = {name: (cells[3], cells[-1]) for name, *cells in table.rows}
+    assert verdicts["openvino-int8"] == ("8.50", "loses 0.5 points of perplexity")
+    assert verdicts["onnxruntime-int8"] == ("7.00", "the fastest that keeps the answers")
+    assert verdicts["eager-fp32"][1] == "keeps the answers"
+
+
 def scored(name: str, f1: float, agreement: float) -> RecipeScore:
     metrics: Mapping[str, float] = {"exact_match": 10.0, "f1": f1}
     score = Score("question-answering", "heldout", "offline: test", metrics, 10, ("a",) * 10, 1.0)

@@ -11,12 +11,13 @@ WRITERS = "causal language modelling"
 MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE, EMBEDDINGS = "multiple choice", "sequence to sequence", "embeddings"
 # What results of the sweep have always called these.
 _NAMES = {"fill-mask": "masked language modelling"}
-# A task and transformers' lists of its classes: the package's kinds that have a head of their own, and others.
+# A task and transformers' lists of its classes: the package's kinds that have a head of their own, and others. Causal
+# language modelling comes late: what is also in another list has always been swept for that one.
 TASKS: dict[str, tuple[str, ...]] = {
     **{
         _NAMES.get(kind.name, kind.name.replace("-", " ")): (kind.class_list,)
         for kind in kinds()
-        if kind.auto_class != "AutoModel"
+        if kind.auto_class not in ("AutoModel", "AutoModelForCausalLM")
     },
     MULTIPLE_CHOICE: ("MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES",),
     WRITERS: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),

@@ -29,6 +29,8 @@ def rows_of(batches: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
 
 
 def text_of(example: Any) -> str:
+    if hasattr(example, "prompt"):
+        return example.prompt + example.continuation
     return example.text if hasattr(example, "text") else " ".join(example.words)
 
 
@@ -46,7 +48,7 @@ def test_there_are_as_many_rows_as_asked_for_all_different(tasks: dict[str, Task
         tasks[name].trained_model(**batches[0])
 
 
-@pytest.mark.parametrize("name", ["text-classification", "token-classification"])
+@pytest.mark.parametrize("name", ["text-classification", "text-generation", "token-classification"])
 def test_rows_are_of_the_training_part_and_none_is_ever_scored(tasks: dict[str, Task], name: str) -> None:
     task = tasks[name]
 

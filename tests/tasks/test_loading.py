@@ -15,7 +15,10 @@ TARGETS = {
     "question-answering": ("f1", 70.0),
     "text-classification": ("accuracy", 90.0),
     "token-classification": ("f1", 90.0),
+    "text-generation": ("copied", 90.0),
 }
+# The model that is timed, and the rows of its example inputs: real tokens of each.
+TIMED = {"text-generation": ("GPT-2", (32, 20))}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", task_names())
 def test_an_offline_task_is_complete_and_says_where_it_comes_from(tasks, name):
     task = tasks[name]
-    assert task.origin.startswith("offline: ") and "HF_HUB_OFFLINE" in task.origin
+    base, tokens = TIMED.get(name, ("BERT-base", (384,)))
+    assert task.origin.startswith(f"offline: {base} geometry ") and "HF_HUB_OFFLINE" in task.origin
     assert task.model.config.num_hidden_layers == 12 and task.model.config.hidden_size == 768
     assert not any(part.training for part in task.model.modules())
     assert task.trained_model is not task.model
@@ -40,7 +44,8 @@ def test_an_offline_task_is_complete_and_says_where_it_comes_from(tasks, name):
     assert list(task.datasets) == ["heldout", "prose"] and task.dataset is task.datasets["heldout"]
     assert len(task.datasets["prose"]) >= 30
     shapes = {tuple(tensor.shape) for tensor in task.example_inputs.values()}
-    assert shapes == {(1, 384)} and task.example_inputs["attention_mask"].all()
+    assert shapes == {(len(tokens), max(tokens))}
+    assert task.example_inputs["attention_mask"].sum(dim=1).tolist() == list(tokens)
     assert "offline" in str(task)
 
 
@@ -92,7 +97,9 @@ def test_inputs_have_exactly_the_shape_that_was_asked_for(tasks, name, batch, le
     inputs = tasks[name].inputs(batch, length, tokens=tokens)
     assert {tuple(tensor.shape) for tensor in inputs.values()} == {(batch, length)}
     assert inputs["attention_mask"].sum(dim=1).tolist() == [tokens or length] * batch
-    assert (inputs["input_ids"][:, tokens or length :] == tasks[name].tokenizer.pad_token_id).all()
+    padding = slice(0, length - (tokens or length)) if name == "text-generation" else slice(tokens or length, None)
+    assert (inputs["input_ids"][:, padding] == tasks[name].tokenizer.pad_token_id).all()
+    assert not inputs["attention_mask"][:, padding].any()
     with torch.no_grad():
         tasks[name].trained_model(**inputs)
 

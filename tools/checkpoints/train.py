@@ -25,8 +25,8 @@ from cpuinfer_helpers.tasks.kinds.registry import get_kind
 from cpuinfer_helpers.tasks.kinds.token_classification import entity_f1
 from cpuinfer_helpers.tasks.squad.windows import score_answers
 from cpuinfer_helpers.tasks.task import Task
-from tools.checkpoints import vocabulary
-from tools.checkpoints.training import SETTINGS, train
+from tools.checkpoints import language_model, text_generation
+from tools.checkpoints.training import SETTINGS, make_tokenizer, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ SPLITS = ("heldout", "prose")
 
 @dataclass(frozen=True)
 class Scores:
-    """What one checkpoint scores, in percent, beside what guessing would.
+    """What one checkpoint scores, in percent, beside what guessing would; perplexity is no percentage.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ def score_model(
     Returns
     -------
     dict
-        ``"score"`` in percent (the main metric of the task), ``"examples"``, and the task's other metrics.
+        ``"score"`` (the main metric of the task), ``"examples"``, and the task's other metrics.
     """
     data = get_kind(task_name).data
     found = Task(task_name, model, model, tokenizer, {split: data.examples(split)}, "offline").evaluate()
@@ -117,7 +117,7 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
     Parameters
     ----------
     task_name
-        ``"question-answering"``, ``"text-classification"`` or ``"token-classification"``.
+        One of `TASK_NAMES`.
     output_dir
         Folder that gets the checkpoint's folder; made if missing. A checkpoint that is there is replaced, once the
         new one is complete.
@@ -140,7 +140,7 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
     if task_name not in SETTINGS:
         raise InputError(f"there is no offline task {task_name!r}; choose from {', '.join(SETTINGS)}")
     begin = time.perf_counter()
-    model = train(task_name, vocabulary.make_tokenizer(task_name), seed)
+    model = train(task_name, make_tokenizer(task_name), seed)
     seconds = time.perf_counter() - begin
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -148,13 +148,15 @@ def train_checkpoint(task_name: str, output_dir: str | os.PathLike[str], seed: i
         save(model, task_name, folder)
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         saved = type(model).from_pretrained(folder, torch_dtype=torch.float32).eval()
-        found = {split: score_model(saved, vocabulary.make_tokenizer(task_name), task_name, split) for split in SPLITS}
+        found = {split: score_model(saved, make_tokenizer(task_name), task_name, split) for split in SPLITS}
     details = {
         f"{split} {name}": round(value, 2)
         for split, scores in found.items()
         for name, value in scores.items()
         if name != "score"
     }
+    if task_name == text_generation.NAME:
+        details["prose chance"] = round(chance_score(task_name, "prose"), 2)
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -181,21 +183,29 @@ def save(model: PreTrainedModel, task_name: str, folder: Path) -> None:
     import torch
     from safetensors.torch import save as serialised
 
-    weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
+    tied = {"lm_head.weight"} if task_name == text_generation.NAME else set()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
     (folder / "model.safetensors").write_bytes(serialised(weights, metadata={"format": "pt"}))
     config = model.config.to_diff_dict()
     config.pop("dtype", None)
     config |= {"architectures": [type(model).__name__], "torch_dtype": "float32"}
-    tokenizer_config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": task_name != "token-classification",
-        "strip_accents": True,
-        "model_max_length": 512,
-    }
+    if task_name == text_generation.NAME:
+        tokenizer_config = {"tokenizer_class": "Qwen2Tokenizer", **language_model.TOKENIZER_OPTIONS}
+        # Each version of transformers has a name and a default of its own for this.
+        config.pop("rope_parameters", None)
+        config["rope_theta"] = language_model.ROPE_BASE
+    else:
+        tokenizer_config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": task_name != "token-classification",
+            "strip_accents": True,
+            "model_max_length": 512,
+        }
+        shutil.copyfile(DATA / "vocab.txt", folder / "vocab.txt")
     for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
         (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    vocabulary.make_tokenizer(task_name).backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    shutil.copyfile(DATA / "vocab.txt", folder / "vocab.txt")
+    make_tokenizer(task_name).backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
 
 @contextmanager
@@ -209,12 +219,14 @@ def _replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def chance_score(task_name: str, split: str) -> float:
-    """What guessing scores on a file, in percent.
+    """What guessing scores on a file, in percent; for text generation the perplexity of counting tokens.
 
     For question answering: a random word of the context, ten times for each question. For text classification: the
     share of the most frequent label. For token classification: every capitalised word taken for a person, words in a
-    row for one.
+    row for one. For text generation: every token as likely as it is frequent in the training file.
     """
+    if task_name == text_generation.NAME:
+        return language_model.unigram_perplexity(make_tokenizer(task_name), split)
     examples = get_kind(task_name).data.examples(split)
     if task_name == "question-answering":
         rng = Random(SEED)
@@ -235,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.checkpoints.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoints and scores.json")
-    parser.add_argument("--task", choices=TASK_NAMES, help="only this one (default: all three)")
+    parser.add_argument("--task", choices=TASK_NAMES, help="only this one (default: all)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"default: {SEED}, the seed of the shipped checkpoints")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

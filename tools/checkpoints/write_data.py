@@ -9,13 +9,14 @@ from pathlib import Path
 
 from cpuinfer_helpers.saving.folders import write_text
 from cpuinfer_helpers.tasks.data_files import DATA
-from tools.checkpoints import question_answering, text_classification, token_classification, vocabulary
+from tools.checkpoints import question_answering, text_classification, text_generation, token_classification, vocabulary
 
 logger = logging.getLogger("cpuinfer_helpers")
 GENERATORS = {
     "question-answering": question_answering,
     "text-classification": text_classification,
     "token-classification": token_classification,
+    "text-generation": text_generation,
 }
 
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--vocabulary",
         action="store_true",
-        help="learn vocab.txt anew as well; every checkpoint must then be trained again",
+        help="learn vocab.txt anew as well; every checkpoint of a BERT must then be trained again",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

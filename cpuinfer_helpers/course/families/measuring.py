@@ -26,6 +26,8 @@ from cpuinfer_helpers.processes.transport import write_parcel
 from cpuinfer_helpers.recipes import Recipe, get_recipe
 from cpuinfer_helpers.recipes.registry import REFERENCE
 from cpuinfer_helpers.tasks import task_names
+from cpuinfer_helpers.tasks.kinds.base import BERT_BASE
+from cpuinfer_helpers.tasks.kinds.registry import get_kind
 from cpuinfer_helpers.timing.results import Timing
 from cpuinfer_helpers.verification.equality import difference
 from cpuinfer_helpers.verification.variations import valid_positions
@@ -94,7 +96,7 @@ def compare_families(
     from tqdm.auto import tqdm
 
     chosen = [FAMILIES[name] for name in _chosen("families", families, tuple(FAMILIES))]
-    tasks = _chosen("tasks", tasks, task_names())
+    tasks = _chosen("tasks", tasks, _encoder_tasks())
     recipes = _recipes(backends, precisions)
     threads = choose_threads(threads)
     _check_counts(layers=layers, length=length, batch_size=batch_size)
@@ -129,6 +131,11 @@ def compare_families(
         environment={"cpu": report.cpu, "versions": dict(report.versions)},
         emulated={precision: why for precision in ran if (why := report.why_not_native(precision))},
     )
+
+
+def _encoder_tasks() -> tuple[str, ...]:
+    """The tasks for which BERT-base is the model to time: these families are its kin."""
+    return tuple(name for name in task_names() if get_kind(name).data.geometry is BERT_BASE)
 
 
 class _ModelSession(Session):

@@ -13,6 +13,7 @@ import torch
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.tasks.data_files import DATA
 from cpuinfer_helpers.tasks.hub import DatasetFile
+from cpuinfer_helpers.tasks.squad.windows import MAX_SEQ_LENGTH
 from cpuinfer_helpers.tasks.texts import Text, random_tokens, sentences, text_inputs, usual_length
 
 Tensors = Mapping[str, torch.Tensor]
@@ -56,6 +57,36 @@ class HubSource:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """A base model that people know: offline it is timed, with random weights.
+
+    Attributes
+    ----------
+    name
+        As people call it.
+    config
+        Its configuration, given that of the small trained checkpoint.
+    """
+
+    name: str
+    config: Callable[[Any], Any]
+
+
+def _bert_base(trained: Any) -> Any:
+    """BERT-base as its configuration's defaults have it: 12 layers, 768 wide."""
+    import transformers
+
+    return transformers.BertConfig(id2label=trained.id2label, label2id=trained.label2id)
+
+
+BERT_BASE = Geometry("BERT-base", _bert_base)
+
+
+def _itself(answer: Any) -> Any:
+    return answer
+
+
+@dataclass(frozen=True)
 class TaskData:
     """Examples of a kind of task, and how a model's answers to them are read and scored.
 
@@ -75,16 +106,26 @@ class TaskData:
     decode
         The answer to each example, from what was encoded, the examples, the outputs and the labels by number.
     score
-        The metrics of answers by name, in percent, from the examples and the answers.
+        The metrics of answers by name, from the examples and the answers; in percent, but for perplexity.
     metric
         Name of the main one.
+    less_is_better
+        Whether the main one is the better the smaller it is, as perplexity.
+    kept
+        What ``decode`` gets of each row of a batch instead of its outputs, from the inputs and the outputs, where the
+        outputs of all rows together would be too large.
+    prediction
+        What of an answer is shown, and compared between models: something that JSON can hold.
     labels
         The labels in the order in which the hub's data set numbers them; empty where answers are none.
     label_numbers
         What a Trainer is given as ``labels`` of each row, from what was encoded, the examples and the numbers by label;
         None where it is given none.
     collator
-        Name of transformers' class that makes batches of such rows for a Trainer.
+        Name of transformers' class that makes batches of such rows for a Trainer; None where a Trainer is not meant to
+        score them.
+    geometry
+        What is timed offline.
     source
         Where model and data are on the hub; then this package ships a trained checkpoint of the kind too. None where
         there is neither.
@@ -98,14 +139,22 @@ class TaskData:
     decode: Callable[[Encoded, Sequence[Any], Outputs, Mapping[int, str]], list[Any]]
     score: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
     metric: str
+    less_is_better: bool = False
+    kept: Callable[[Tensors, Tensors], list[tuple[torch.Tensor, ...]]] | None = None
+    prediction: Callable[[Any], Any] = _itself
     labels: tuple[str, ...] = ()
     label_numbers: Callable[[Encoded, Sequence[Any], Mapping[str, int]], list[Any]] | None = None
-    collator: str = "DataCollatorWithPadding"
+    collator: str | None = "DataCollatorWithPadding"
+    geometry: Geometry = BERT_BASE
     source: HubSource | None = None
 
     def examples(self, part: str) -> Sequence[Any]:
         """The examples of one part."""
         return self.read(self.files[part])
+
+    def shown(self, metric: str, value: float) -> str:
+        """A metric as tables show it: percent with one digit after the point, perplexity, of a few units, with two."""
+        return f"{value:.2f}" if self.less_is_better and metric == self.metric else f"{value:.1f}"
 
 
 def shipped_files(name: str) -> dict[str, Path]:
@@ -120,7 +169,7 @@ def inputs_of_texts(
     length = length or usual_length(model.config)
     if tokenizer is None:
         return random_tokens(model.config, batch_size, length)
-    return text_inputs(tokenizer, kind.texts("heldout"), batch_size, length)
+    return text_inputs(tokenizer, kind.texts("heldout"), batch_size, length, side=kind.padding_side)
 
 
 @dataclass(frozen=True)
@@ -145,8 +194,12 @@ class TaskKind:
         Where answers are vectors, whose directions count: those of a call, of shape (number, size), from the outputs
         and the inputs by name.
     told_by
-        Which of transformers' classes for it tell that a model was saved for this: those with this in their names, all
-        if it is empty; None where they are for other kinds as well.
+        Which of transformers' classes for it tell that a model was saved for this: those in whose names this regular
+        expression is found; None where they are for other kinds as well.
+    padding_side
+        Where its example inputs are padded: on the ``left`` where a model goes on after the last token.
+    example_tokens
+        Real tokens of each row of a task's example inputs, as long as the longest.
     """
 
     name: str
@@ -156,6 +209,8 @@ class TaskKind:
     data: TaskData | None = None
     vectors: Callable[[Tensors, Tensors], torch.Tensor] | None = None
     told_by: str | None = ""
+    padding_side: str = "right"
+    example_tokens: tuple[int, ...] = (MAX_SEQ_LENGTH,)
 
     @property
     def reads_texts(self) -> bool:
@@ -176,7 +231,7 @@ class TaskKind:
             return False
         listed = getattr(modeling_auto, self.class_list).values()
         known = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
-        return any(name in known and self.told_by in name for name in names)
+        return any(name in known and re.search(self.told_by, name) for name in names)
 
     def texts(self, part: str) -> list[Text]:
         """Texts for example inputs, of its own data if it has any."""

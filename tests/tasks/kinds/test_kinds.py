@@ -29,6 +29,7 @@ WITHOUT_DATA = (
 SHAPES = {
     "image-classification": {"pixel_values": (2, 3, SIDE, SIDE)},
     "audio-classification": {"input_values": (2, RATE)},
+    "text-generation": {"input_ids": (2, 40), "attention_mask": (2, 40)},
 }
 # Two kinds have models of the same classes.
 WITHOUT_HEAD = ("feature-extraction", "sentence-similarity")
@@ -42,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_the_kinds_with_data_come_first() -> None:
-    assert task_names() == ("question-answering", "text-classification", "token-classification")
+    assert task_names() == ("question-answering", "text-classification", "text-generation", "token-classification")
     assert kind_names() == (*task_names(), *WITHOUT_DATA)
     assert [kind.name for kind in kinds()] == list(kind_names())
 

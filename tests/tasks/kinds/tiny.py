@@ -31,14 +31,23 @@ def save_tiny(kind: str, folder: Path) -> Path:
         return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _of_images() if kind == "image-classification" else _of_sound()
+        model = {"image-classification": _of_images, "text-generation": _of_texts}.get(kind, _of_sound)()
     model.save_pretrained(folder)
-    if kind == "image-classification":
+    if kind == "text-generation":
+        write_tokenizer(folder)
+    elif kind == "image-classification":
         size = {"height": SIDE, "width": SIDE}
         transformers.ViTImageProcessor(size=size, do_resize=True).save_pretrained(folder)
     else:
         transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE).save_pretrained(folder)
     return folder
+
+
+def _of_texts() -> torch.nn.Module:
+    import transformers
+
+    options = {"vocab_size": 200, "num_key_value_heads": 1, "use_cache": False}
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**options, **SIZES))
 
 
 def _of_images() -> torch.nn.Module:
