@@ -18,7 +18,7 @@ from cpuinfer_helpers.generation.stored import read_converted, write_converted
 from cpuinfer_helpers.generation.traced_step import trace_step
 from cpuinfer_helpers.generation.weights import limit_of, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy
-from cpuinfer_helpers.machine.report import machine_report
+from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 from cpuinfer_helpers.recipes.base import SEVEN_BITS
 from cpuinfer_helpers.recipes.tools.rewriting import pack_linears
 
@@ -98,7 +98,7 @@ def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None) -> StepBuild
     if kind.stored == "int8":
         fewer = f"; of what is multiplied {SEVEN_BITS}" if machine_report().int8_sums_overflow else ""
         return replace(build, compute=f"int8 by int8, a scale for each row{fewer}; the rest float32")
-    if kind.dtype == torch.bfloat16:
+    if kind.dtype == torch.bfloat16 and no_bf16_kernels() is None:
         # A plain BF16 product of one row reads its weight at half the speed of a packed one.
         return replace(build, evidence={"linear layers": str(pack_linears(step.module))})
     return build
