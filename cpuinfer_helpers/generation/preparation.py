@@ -173,7 +173,7 @@ class _Preparation:
             self.seconds += time.perf_counter() - started
 
     def _refuse_fewer(self, build: StepBuild) -> None:
-        if build.converted < build.layers and "converted" not in build.evidence:
+        if build.converted < build.layers:
             raise RecipeError(f"only {build.converted} of {build.layers} linear layers were converted")
 
     def _costs_too_much(self, build: StepBuild, request: StepRequest) -> str | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
 from cpuinfer_helpers.errors import InputError
 from cpuinfer_helpers.generation import backends
 from cpuinfer_helpers.generation.step import GenerationRecipe
-from cpuinfer_helpers.recipes.registry import RecipeList
+from cpuinfer_helpers.recipes.registry import REFERENCE, RecipeList, recipes_in
 
-REFERENCE = "eager-fp32"
 PRECISIONS = ("fp32", "fp16w", "bf16", "int8", "int4")
 
 
@@ -42,10 +39,7 @@ def generation_recipe(name: str) -> GenerationRecipe:
 
 @cache
 def _registry() -> dict[str, GenerationRecipe]:
-    names = [module.name for module in pkgutil.iter_modules(backends.__path__)]
-    modules = [importlib.import_module(f"{backends.__name__}.{name}") for name in names]
-    found = [recipe for module in modules for recipe in getattr(module, "RECIPES", ())]
-    return {recipe.name: recipe for recipe in sorted(found, key=_order)}
+    return {recipe.name: recipe for recipe in sorted(recipes_in(backends), key=_order)}
 
 
 def _order(recipe: GenerationRecipe) -> tuple[bool, int, str]:

@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.errors import RecipeError, first_line
+from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.generation.layout import Layout, OwnCache
-from cpuinfer_helpers.generation.traced_step import TraceableStep, example_of
-from cpuinfer_helpers.machine import switches
-from cpuinfer_helpers.tracing.trace import frozen_trace_by_position
-from cpuinfer_helpers.tracing.traceable import without_loops_over_experts
+from cpuinfer_helpers.generation.traced_step import TraceableStep, example_of, traced
 
 IDS, POSITIONS, SLOTS, WANTED, ROWS, LOGITS = "ids", "positions", "slots", "wanted", "rows", "logits"
 
@@ -80,14 +77,8 @@ def convert(model: torch.nn.Module, kinds: dict[str, int | None], layout: Layout
     """
     import openvino
 
-    without_loops_over_experts(model)
-    adapter = _AppendingStep(model, tuple(kinds)).eval()
     example = example_of(layout, kinds, torch.float32)
-    try:
-        with switches.held(), torch.inference_mode(False):
-            module, warnings = frozen_trace_by_position(model, adapter, example)
-    except Exception as error:  # tracing runs the model's own Python, which may raise anything
-        raise RecipeError(f"tracing fails: {first_line(error)}") from error
+    module, warnings = traced(_AppendingStep(model, tuple(kinds)), example)
     converted = openvino.convert_model(module, example_input=example)
     _name(converted, kinds, layout)
     _reorder_rows(converted, layout)

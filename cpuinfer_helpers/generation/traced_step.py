@@ -9,6 +9,7 @@ import torch
 
 from cpuinfer_helpers.errors import RecipeError, first_line
 from cpuinfer_helpers.generation.layout import Layout, OwnCache, named_arguments
+from cpuinfer_helpers.generation.linears import put
 from cpuinfer_helpers.generation.positions import attention_kinds, masks_of, positions_of
 from cpuinfer_helpers.generation.step import State, Step
 from cpuinfer_helpers.machine import switches
@@ -135,9 +136,8 @@ def _put_last_tokens(model: torch.nn.Module) -> _LastTokens | None:
     path = next((path for path, part in model.named_modules() if part is head and path), None)
     if head is None or path is None:
         return None
-    parent, _, name = path.rpartition(".")
     wrapped = _LastTokens(head)
-    setattr(model.get_submodule(parent), name, wrapped)
+    put(model, path, wrapped)
     return wrapped
 
 
@@ -235,15 +235,25 @@ def trace_step(
         If it cannot be traced.
     """
     kinds = attention_kinds(config)
-    without_loops_over_experts(model)
-    adapter = TraceableStep(model, tuple(kinds)).eval()
     example = example_of(layout, kinds, dtype, room=_BEFORE + _FED + _BEFORE)
+    module, warnings = traced(TraceableStep(model, tuple(kinds)), example)
+    return TracedStep(module, layout, kinds, dtype, limit), warnings
+
+
+def traced(adapter: TraceableStep, example: Sequence[torch.Tensor]) -> tuple[torch.jit.ScriptModule, tuple[str, ...]]:
+    """The frozen trace of a step, and the warnings that tracing raised.
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be traced.
+    """
+    without_loops_over_experts(adapter.model)
     try:
         with switches.held(), torch.inference_mode(False):
-            module, warnings = frozen_trace_by_position(model, adapter, example)
+            return frozen_trace_by_position(adapter.model, adapter.eval(), example)
     except Exception as error:  # tracing runs the model's own Python, which may raise anything
         raise RecipeError(f"tracing fails: {first_line(error)}") from error
-    return TracedStep(module, layout, kinds, dtype, limit), warnings
 
 
 def example_of(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.generation.linears import Fp16Embedding, Int8Embedding, linear_layers, replaced_layers
 
 _EMBEDDINGS = (Fp16Embedding, Int8Embedding)
@@ -64,6 +65,19 @@ def limit_of(model: torch.nn.Module) -> int | None:
     """The most tokens that a row may have, as the configuration of what writes the text says."""
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def refuse_less_than_fp32(model: torch.nn.Module) -> None:
+    """Raise where a model's own weights have fewer bits than FP32.
+
+    Raises
+    ------
+    RecipeError
+    """
+    less = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
+    if less:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in less))
+        raise RecipeError(f"the model's own weights are {names}; call model.float() first for FP32")
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from cpuinfer_helpers.display import Displayed, Table
@@ -94,13 +95,14 @@ copyreg.pickle(Recipe, _reduced)
 
 @cache
 def _registry() -> dict[str, Recipe]:
-    recipes = sorted(_found(), key=_order)
+    recipes = sorted(recipes_in(backends), key=_order)
     return {recipe.name: recipe for recipe in recipes}
 
 
-def _found() -> Iterator[Recipe]:
-    for module in pkgutil.iter_modules(backends.__path__):
-        yield from getattr(importlib.import_module(f"{backends.__name__}.{module.name}"), "RECIPES", ())
+def recipes_in(package: ModuleType) -> Iterator[Recipe]:
+    """Those of every module of a package that has a ``RECIPES`` tuple."""
+    for module in pkgutil.iter_modules(package.__path__):
+        yield from getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "RECIPES", ())
 
 
 def _order(recipe: Recipe) -> tuple[bool, int, str]:

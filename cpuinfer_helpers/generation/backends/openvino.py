@@ -22,7 +22,7 @@ from cpuinfer_helpers.generation.stateful import convert
 from cpuinfer_helpers.generation.stateful_seen import Running, cache_dtype
 from cpuinfer_helpers.generation.stateful_step import StatefulStep
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
-from cpuinfer_helpers.generation.weights import Weights, limit_of
+from cpuinfer_helpers.generation.weights import Weights, limit_of, refuse_less_than_fp32
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, with_attention
 from cpuinfer_helpers.machine.signal_stack import signal_stack_kept
 from cpuinfer_helpers.recipes.backends.openvino import no_bf16, settings, what_runs
@@ -99,7 +99,7 @@ class _Build(StepBuild):
 def _build(request: StepRequest) -> StepBuild:
     """By SDPA; where OpenVINO does not convert that, or answers otherwise, by products and a softmax."""
     if _WAYS[request.precision].dtype == torch.float32:
-        _refuse_less(request.model)
+        refuse_less_than_fp32(request.model)
     model = with_attention(cast_copy(request.model, torch.float32), "sdpa")
     if attention_of(model) != "sdpa":
         return _built(request, model)
@@ -244,14 +244,6 @@ def _embeddings(matrices: Sequence[Matrix]) -> dict[str, str]:
     looked_up = [one for one in matrices if one.looked_up]
     packed = sum(one.packed for one in looked_up)
     return {"embeddings stored in 8 bits": f"{packed} of {len(looked_up)}"}
-
-
-def _refuse_less(model: torch.nn.Module) -> None:
-    """Raise where the model's own weights have fewer bits than what is computed in."""
-    less = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
-    if less:
-        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in less))
-        raise RecipeError(f"the model's own weights are {names}; call model.float() first for FP32")
 
 
 def _refuse_left(request: StepRequest, matrices: Sequence[Matrix], dtypes: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from cpuinfer_helpers.generation.layout import layout_of
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.generation.stored import read_converted, write_converted
 from cpuinfer_helpers.generation.traced_step import trace_step
-from cpuinfer_helpers.generation.weights import limit_of, weights_of
+from cpuinfer_helpers.generation.weights import limit_of, refuse_less_than_fp32, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy
 from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 from cpuinfer_helpers.recipes.base import SEVEN_BITS
@@ -24,14 +24,14 @@ from cpuinfer_helpers.recipes.tools.rewriting import pack_linears
 
 
 def _fp32(model: torch.nn.Module) -> torch.nn.Module:
-    _refuse_less(model, "FP32")
+    refuse_less_than_fp32(model)
     copied = shared_copy(model)
     _without_conv1d(copied)
     return copied
 
 
 def _fp16w(model: torch.nn.Module) -> torch.nn.Module:
-    _refuse_less(model, "FP32")
+    refuse_less_than_fp32(model)
     copied = shared_copy(model)
     _refuse_saturated(copied)
     _refuse_left(copied, linears.replace(copied, linears.Fp16Linear), "FP16")
@@ -40,7 +40,7 @@ def _fp16w(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _int8(model: torch.nn.Module) -> torch.nn.Module:
-    _refuse_less(model, "FP32")
+    refuse_less_than_fp32(model)
     copied = shared_copy(model)
     _refuse_left(copied, linears.replace(copied, linears.Int8Linear.of), "8 bits")
     linears.replace_embedding(copied, linears.Int8Embedding.of)
@@ -119,14 +119,6 @@ def _without_conv1d(model: torch.nn.Module) -> None:
         if not isinstance(layer, torch.nn.Linear) and linears.why_not_replaced(layer) is None:
             bias = None if layer.bias is None else layer.bias.detach()
             linears.put(model, path, linears.PlainLinear(linears.plain_weight(layer).detach(), bias))
-
-
-def _refuse_less(model: torch.nn.Module, wanted: str) -> None:
-    """Raise where the model's own weights have fewer bits than what is computed in."""
-    less = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
-    if less:
-        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in less))
-        raise RecipeError(f"the model's own weights are {names}; call model.float() first for {wanted}")
 
 
 def _refuse_saturated(model: torch.nn.Module) -> None:
