@@ -39,6 +39,11 @@ class Turn:
     tokens: tuple[float, ...]
     step: tuple[float, ...] = ()
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole generation."""
+        return self.first_token + sum(self.tokens)
+
 
 @dataclass(frozen=True, repr=False)
 class GenerationTiming(Displayed):
@@ -132,9 +137,17 @@ class GenerationTiming(Displayed):
     @property
     def timing(self) -> Timing:
         """Seconds for each token after the first, a sample for each turn."""
+        return self._timing(tuple(statistics.fmean(turn.tokens) for turn in self.turns))
+
+    @property
+    def whole(self) -> Timing:
+        """Seconds for a whole text, from the prompt to its last token, a sample for each turn."""
+        return self._timing(tuple(turn.seconds for turn in self.turns))
+
+    def _timing(self, samples: tuple[float, ...]) -> Timing:
         return Timing(
             label=self.label,
-            samples=tuple(statistics.fmean(turn.tokens) for turn in self.turns),
+            samples=samples,
             first_call=self.first_call,
             warmup_calls=1,
             steady=True,
@@ -211,7 +224,7 @@ def measure_generation(
     prompts: Mapping[str, torch.Tensor],
     *,
     new_tokens: int = 32,
-    turns: int = 5,
+    turns: int = 6,
     roofline: Roofline | None = None,
     progress: bool = True,
 ) -> GenerationTimings:
@@ -246,7 +259,7 @@ def measure_generation(
     if new_tokens < 2 or turns < 1:
         raise InputError(f"new_tokens is {new_tokens} and turns is {turns}; at least 2 and 1 can be measured")
     inputs = bound_prompts(prompts).tensors
-    runners = {name: _Runner(generator, inputs, new_tokens) for name, generator in generators.items()}
+    runners = {name: Writer(generator, inputs, new_tokens) for name, generator in generators.items()}
     bar = tqdm(total=len(runners) * (turns + 1), unit="text", disable=not progress, leave=False)
     with bar:
         first, tokens = {}, {}
@@ -317,8 +330,18 @@ class _TimedStep(Step):
         raise NotImplementedError
 
 
-class _Runner:
-    """Writes with one generator, and looks at the clock."""
+class Writer:
+    """Writes with one generator, and looks at the clock.
+
+    Parameters
+    ----------
+    generator
+        What writes.
+    prompts
+        ``input_ids`` and ``attention_mask`` (rows, tokens).
+    new_tokens
+        How many tokens it writes each time.
+    """
 
     def __init__(self, generator: Generator, prompts: Mapping[str, torch.Tensor], new_tokens: int) -> None:
         from transformers import GenerationConfig
@@ -328,7 +351,13 @@ class _Runner:
         self.settings = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a token reads; 0 where that is not known."""
+        return self.generator.build.weight_bytes if self.generator.build else 0
+
+    @property
     def bytes_read(self) -> int:
+        """Bytes of weights, keys and values that a token reads on average; 0 where that is not known."""
         build = self.generator.build
         if build is None:
             return 0
@@ -336,6 +365,7 @@ class _Runner:
         return build.weight_bytes + rows * (length + self.new_tokens // 2) * build.token_bytes
 
     def write(self) -> tuple[torch.Tensor, Turn]:
+        """Write a whole text, greedily: all tokens, prompts included, and how long each new one took."""
         clock = _Clock()
         with _timed(self.generator) as step:
             started = time.perf_counter()
