@@ -114,7 +114,11 @@ class TraceableStep(torch.nn.Module):
             "return_dict": True,
         }
         logits = self.model(**named_arguments(self.model, arguments)).logits
-        return logits if head is not None else logits.index_select(1, wanted)
+        if head is None:
+            return logits.index_select(1, wanted)
+        # Left behind, torch.compile of torch 2.8 would take it for a constant, and make a graph for each call.
+        head.wanted = None
+        return logits
 
     def cache_of(self, kept: Sequence[torch.Tensor], slots: torch.Tensor, total: Any) -> OwnCache:
         """What the model is handed to keep its tokens in.
@@ -197,12 +201,17 @@ class TracedStep(Step):
     def _feed(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: TracedState, last: int
     ) -> torch.Tensor:
+        with torch.no_grad():
+            return self.module(*self._inputs(ids, mask, positions, state, last))
+
+    def _inputs(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: TracedState, last: int
+    ) -> tuple[torch.Tensor, ...]:
+        """What a :class:`TraceableStep` takes."""
         fed = ids.shape[1]
         slots = torch.arange(state.length, state.length + fed)
         wanted = torch.arange(fed - last, fed)
-        with torch.no_grad():
-            masks = masks_of(self.kinds, mask, state.length, self.dtype)
-            return self.module(ids, positions, slots, wanted, *masks, *state.tensors)
+        return (ids, positions, slots, wanted, *masks_of(self.kinds, mask, state.length, self.dtype), *state.tensors)
 
 
 def trace_step(
