@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
-from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.encoding.sources import MASK, has_encoder, source_name
+from cpuinfer_helpers.generation.generator import Generator, bound_example
 from cpuinfer_helpers.generation.probe import probe_for
 from cpuinfer_helpers.generation.registry import generation_recipe
 from cpuinfer_helpers.generation.stand_in import stand_in
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
 from cpuinfer_helpers.generation.verification import (
     MORE_PERPLEXITY,
+    Sourced,
     Texts,
     Verified,
     compare_perplexity,
@@ -55,12 +57,17 @@ def prepare_generator(
     recipe
         Name of a recipe (:func:`~cpuinfer_helpers.list_generation_recipes`), or a recipe of your own.
     model
-        A causal language model of transformers', such as ``AutoModelForCausalLM`` loads. It is left as it was.
+        A model of transformers' that writes text, such as ``AutoModelForCausalLM``, ``AutoModelForSeq2SeqLM`` and
+        ``AutoModelForSpeechSeq2Seq`` load. It is left as it was.
     inputs
-        Example prompts: ``input_ids`` and ``attention_mask``, (rows, tokens), padded on the left.
+        Example prompts: ``input_ids`` and ``attention_mask``, (rows, tokens), padded on the left. Of a model with an
+        encoder what that reads: ``input_ids`` with an ``attention_mask`` that may be padded on either side, or
+        ``input_features``; and, where texts are to begin with something, ``decoder_input_ids`` and
+        ``decoder_attention_mask``, padded on the left.
     held_out
         Token ids of texts that tell what fewer bits cost, (rows, tokens): perplexity is compared on them. The longest
-        rows of the example are taken where none are given.
+        rows of the example are taken where none are given. Of a model with an encoder they are what its decoder writes,
+        a row for each of the example.
     verify
         Feed it in every way that ``generate()`` does, and compare each token's logits with those of one pass of the
         eager model; see :mod:`cpuinfer_helpers.generation.verification`.
@@ -85,7 +92,7 @@ def prepare_generator(
     recipe = generation_recipe(recipe) if isinstance(recipe, str) else recipe
     _check_model(model)
     sweep()
-    job = _Preparation(recipe, model, bound_prompts(inputs), held_out, verify, tolerance)
+    job = _Preparation(recipe, model, bound_example(inputs, model), held_out, verify, tolerance)
     try:
         return job.run()
     except CpuInferError as error:
@@ -120,8 +127,6 @@ class _Preparation:
     def run(self) -> Generator:
         if self.recipe.why_not:
             raise RecipeError(f"{self.recipe.name} cannot run here: {self.recipe.why_not}")
-        if self.model.config.is_encoder_decoder:
-            raise RecipeError("an encoder and a decoder cannot be prepared yet; only models of a decoder alone can")
         request = StepRequest(
             self.recipe.name, self.recipe.precision, evaluation_copy(self.model), self.prompts.tensors
         )
@@ -180,10 +185,8 @@ class _Preparation:
         """What fewer bits cost of perplexity, where that is more than they may."""
         if self.recipe.precision not in MORE_PERPLEXITY:
             return None
-        texts = self.prompts.tensors["input_ids"] if self.held_out is None else self.held_out
-        if self.held_out is None:
-            texts = texts[self.prompts.tensors["attention_mask"].all(dim=1)]
-        seen = compare_perplexity(build.step, request.model, texts) if len(texts) else None
+        texts, sources = self._held_out()
+        seen = compare_perplexity(build.step, request.model, texts, sources) if len(texts) else None
         if seen is None:
             self.evidence["perplexity"] = "not compared: give held_out texts of 32 tokens or more in all"
             return None
@@ -193,6 +196,20 @@ class _Preparation:
         if more > most:
             return f"perplexity rises from {seen[1]:.4g} to {seen[0]:.4g}, by {more:.1%}, more than {most:.0%}"
         return None
+
+    def _held_out(self) -> tuple[torch.Tensor, Sourced | None]:
+        """Texts to compare perplexity on, and what they are written of."""
+        given = self.prompts.tensors
+        if not has_encoder(self.model):
+            whole = given["input_ids"][given["attention_mask"].all(dim=1)]
+            return (whole if self.held_out is None else self.held_out), None
+        name = source_name(self.model)
+        source, texts = given[name], self.held_out
+        if texts is None:
+            texts = source.new_zeros(0, 0)
+        elif len(texts) != len(source):
+            raise InputError(f"held_out has {len(texts)} rows and {name} {len(source)}; give a text for each source")
+        return texts, Sourced(name, source, given.get(MASK))
 
     def _keep(self, build: StepBuild, verified: Verified) -> None:
         self.evidence |= verified.evidence
@@ -237,9 +254,16 @@ class _Preparation:
                 "weights": f"{build.weights}, {build.converted} of {build.layers} linear layers",
                 "computes in": build.compute,
                 "keys and values": build.cache,
-                "read for each token": f"{build.weight_bytes / 1e6:.1f} MB of weights",
+                "read for each token": _read(build),
                 **build.evidence,
                 **emulation,
                 **self.evidence,
             },
         )
+
+
+def _read(build: StepBuild) -> str:
+    weights = f"{build.weight_bytes / 1e6:.1f} MB of weights"
+    if not build.source_bytes:
+        return weights
+    return f"{weights}, {build.source_bytes} bytes for each place of the source, {build.token_bytes} for each token"

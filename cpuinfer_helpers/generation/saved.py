@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
-from cpuinfer_helpers.generation.probe import check_same_model, check_step
+from cpuinfer_helpers.generation.probe import check_same_model, check_step, is_probe, prompts_of
 from cpuinfer_helpers.generation.registry import generation_recipe
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.interface.copies import evaluation_copy
@@ -40,7 +40,6 @@ _FIELDS: Mapping[str, Any] = {
     "details": Mapping[str, Any],
     "receipt": Mapping[str, Any],
 }
-_PROBE = {"ids", "mask", "logits"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def restore_generator(manifest: Mapping[str, Any], folder: Path, *, verify: bool
     if model_class is None or config is None:
         raise ArtifactError(f"{folder} holds a model of a class that is not in the transformers installed here")
     limit = manifest["limit"]
-    stored = StoredStep(recipe.precision, model_class, config, limit, manifest["details"])
+    stored = StoredStep(recipe.precision, model_class, config, limit, manifest["details"], prompts_of(probe))
     with switches.held(), torch.inference_mode(False), torch.no_grad():
         build = recipe.restore(stored, folder)
     build.step.limit = limit
@@ -174,7 +173,7 @@ def restore_generator(manifest: Mapping[str, Any], folder: Path, *, verify: bool
 
 def _probe(folder: Path) -> dict[str, torch.Tensor]:
     probe = read_named_tensors(folder / PROBE_FILE)
-    if probe.keys() != _PROBE:
+    if not is_probe(probe):
         raise ArtifactError(f"{folder / PROBE_FILE} holds other tensors than save() writes; save again")
     return probe
 

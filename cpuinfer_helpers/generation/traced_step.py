@@ -19,6 +19,8 @@ from cpuinfer_helpers.tracing.traceable import without_loops_over_experts
 # The example: two rows, one of them padded, that are fed three tokens after seven. With one row or one token a trace
 # takes sizes of one for constants; without earlier tokens it takes the mask for a square.
 _ROWS, _BEFORE, _FED, _PADDED = 2, 7, 3, 2
+# Where keys and values are written in place there is room for more tokens than there are.
+ROOM = _BEFORE + _FED + _BEFORE
 
 
 class _WritingCache(OwnCache):
@@ -100,21 +102,31 @@ class TraceableStep(torch.nn.Module):
             (batch, wanted tokens, vocabulary)
         """
         masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
-        cache = self.cache_of(kept, slots, masks[0].shape[-1])
         head = self._head[0]
         if head is not None:
             head.wanted = wanted
+        logits = self.logits(ids, positions, slots, masks, kept)
+        return logits if head is not None else logits.index_select(1, wanted)
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        masks: Sequence[torch.Tensor],
+        kept: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Of the new tokens, or of the wanted ones where the model's last layer is told of these."""
         arguments = {
             "input_ids": ids,
-            "attention_mask": masks[0] if len(masks) == 1 else dict(zip(self.kinds, masks, strict=True)),
+            "attention_mask": masks_by_kind(self.kinds, masks),
             "position_ids": positions,
             "cache_position": slots,
-            "past_key_values": cache,
+            "past_key_values": self.cache_of(kept, slots, masks[0].shape[-1]),
             "use_cache": True,
             "return_dict": True,
         }
-        logits = self.model(**named_arguments(self.model, arguments)).logits
-        return logits if head is not None else logits.index_select(1, wanted)
+        return self.model(**named_arguments(self.model, arguments)).logits
 
     def cache_of(self, kept: Sequence[torch.Tensor], slots: torch.Tensor, total: Any) -> OwnCache:
         """What the model is handed to keep its tokens in.
@@ -129,6 +141,11 @@ class TraceableStep(torch.nn.Module):
             Number of tokens with the new ones.
         """
         return _WritingCache(kept, slots, total)
+
+
+def masks_by_kind(kinds: Sequence[str], masks: Sequence[torch.Tensor]) -> Any:
+    """Masks as a model takes them: by the kind of attention where it has several."""
+    return masks[0] if len(masks) == 1 else dict(zip(kinds, masks, strict=True))
 
 
 def _put_last_tokens(model: torch.nn.Module) -> _LastTokens | None:
@@ -148,6 +165,10 @@ class TracedState(State):
         super().__init__(batch, capacity)
         self.layout, self.dtype = layout, dtype
         self.tensors = layout.new(batch, capacity, dtype)
+
+    def inputs(self) -> list[torch.Tensor]:
+        """What the trace is given of it."""
+        return self.tensors
 
     def _crop(self, length: int) -> None:
         """What is behind the length is written over before it is read."""
@@ -202,7 +223,7 @@ class TracedStep(Step):
         wanted = torch.arange(fed - last, fed)
         with torch.no_grad():
             masks = masks_of(self.kinds, mask, state.length, self.dtype)
-            return self.module(ids, positions, slots, wanted, *masks, *state.tensors)
+            return self.module(ids, positions, slots, wanted, *masks, *state.inputs())
 
 
 def trace_step(
@@ -235,7 +256,7 @@ def trace_step(
         If it cannot be traced.
     """
     kinds = attention_kinds(config)
-    example = example_of(layout, kinds, dtype, room=_BEFORE + _FED + _BEFORE)
+    example = example_of(layout, kinds, dtype, room=ROOM)
     module, warnings = traced(TraceableStep(model, tuple(kinds)), example)
     return TracedStep(module, layout, kinds, dtype, limit), warnings
 
