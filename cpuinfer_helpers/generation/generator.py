@@ -139,16 +139,16 @@ class Generator(SaysWhatItIs, Carried):
             for that only the eager model has, such as hidden states.
         """
         self._refuse_fork()
-        mask = named.get("decoder_attention_mask" if self.reads_source else "attention_mask")
-        if isinstance(mask, torch.Tensor):
-            check_left_padding(mask)
+        name = "decoder_attention_mask" if self.reads_source else "attention_mask"
+        if isinstance(named.get(name), torch.Tensor):
+            check_left_padding(named[name], name)
         assistant = named.get("assistant_model")
         if isinstance(assistant, Generator):
             named["assistant_model"] = assistant.model
-        if inputs is not None:
-            named["inputs"] = inputs
+        # Whatever its first argument is called: Whisper has another name for it.
+        first = () if inputs is None else (inputs,)
         with torch.no_grad():
-            return self.model.generate(**named)
+            return self.model.generate(*first, **named)
 
     def __call__(self, **inputs: Any) -> Any:
         """Logits of every token, as ``model(**inputs)`` gives them.

@@ -78,6 +78,8 @@ class Fp16Linear(Replacing):
     """
 
     stored = "fp16"
+    # Some models ask whether it is a tensor, to cast what is multiplied by it: T5.
+    weight = None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -118,6 +120,7 @@ class Int8Linear(Replacing):
     """
 
     stored = "int8"
+    weight = None
 
     def __init__(self, whole: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()

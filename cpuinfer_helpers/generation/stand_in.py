@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationMixin
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from cpuinfer_helpers.errors import InputError
@@ -19,6 +21,7 @@ from cpuinfer_helpers.machine import switches
 
 # What ``generate`` may pass on that has nothing to say where it is None or false.
 _SILENT = (None, False)
+_COUNTS_WHAT_TO_TAKE = hasattr(Cache, "activate_past_recording")
 # What ``generate`` hands to an encoder that says nothing to it.
 _SET_ASIDE = ("return_dict", "past_key_values", "use_cache", "cache_position")
 
@@ -64,9 +67,12 @@ class StepCache(OwnCache):
         return self.state.length if self.state else 0
 
     def crop(self, max_length: int) -> None:
-        """Keep so many tokens, or take away so many where the number is negative."""
-        if self.state is not None and max_length:
-            self.state.crop(min(self.state.length, max_length) if max_length > 0 else self.state.length + max_length)
+        """Keep so many tokens, or take away so many where the number is negative.
+
+        Zero takes nothing away in transformers 5, which counts what to take, and everything in version 4.
+        """
+        if self.state is not None and (max_length or not _COUNTS_WHAT_TO_TAKE):
+            self.state.crop(min(self.state.length, max_length) if max_length >= 0 else self.state.length + max_length)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Give each row what another had."""
@@ -199,6 +205,9 @@ class _EncodingStepping(_Stepping):
             "pixel_values": pixel_values,
         }
         source = others.pop(self.step.inputs_name, None)
+        if _takes_anything(super(_Stepping, self).forward):
+            # Whisper's detection of silence gives it the decoder's tokens by this name too.
+            others.pop("input_ids", None)
         positions = others.pop("decoder_position_ids", None)
         _refuse_others(decoder_input_ids, others, "decoder_input_ids")
         cache = _our_cache(past_key_values, self.step)
@@ -231,6 +240,15 @@ class _EncodingStepping(_Stepping):
             model_kwargs["past_key_values"] = StepCache(self.step)
 
 
+class _KeepsNoCache(GenerationMixin):
+    """Below a class's own ``generate()``, which would take apart a cache of transformers' kind."""
+
+    def generate(self, *arguments: Any, **named: Any) -> Any:
+        """Transformers' own, without the cache in what it returns."""
+        written = super().generate(*arguments, **named)
+        return written if isinstance(written, torch.Tensor) else replace(written, past_key_values=None)
+
+
 def stand_in(own: type, config: Any, generation_config: Any, step: Step) -> Any:
     """An object of a model's own class that has no weights, and asks a step for logits.
 
@@ -248,8 +266,10 @@ def stand_in(own: type, config: Any, generation_config: Any, step: Step) -> Any:
     transformers.PreTrainedModel
         With the model's configuration; its ``generate()`` is transformers' own.
     """
-    stepping = _EncodingStepping if isinstance(step, EncodingStep) else _Stepping
-    made = type(own.__name__, (stepping, own), {"__module__": own.__module__, "__doc__": own.__doc__})
+    encodes = isinstance(step, EncodingStep)
+    own_generate = encodes and own.generate is not GenerationMixin.generate
+    bases = (_EncodingStepping if encodes else _Stepping, own, *((_KeepsNoCache,) if own_generate else ()))
+    made = type(own.__name__, bases, {"__module__": own.__module__, "__doc__": own.__doc__})
     model = made.__new__(made)
     torch.nn.Module.__init__(model)
     model.config = copy.deepcopy(config)
@@ -260,11 +280,11 @@ def stand_in(own: type, config: Any, generation_config: Any, step: Step) -> Any:
     model.generation_config.use_cache = True
     model.name_or_path = getattr(config, "name_or_path", "")
     model.step = step
-    if isinstance(step, EncodingStep):
+    if encodes:
         model.main_input_name = step.inputs_name
-        if own.generate is not GenerationMixin.generate:
-            # What a class has in its place may look at parts of the model, as Whisper's does at its strides.
-            _give_parts(model, own)
+    if own_generate:
+        # It may look at parts of the model, as Whisper's does at its strides.
+        _give_parts(model, own)
     return model.eval()
 
 
@@ -274,6 +294,10 @@ def _give_parts(model: Any, own: type) -> None:
         parts = own._from_config(copy.deepcopy(model.config))._modules
     for name, part in parts.items():
         model.add_module(name, part)
+
+
+def _takes_anything(forward: Any) -> bool:
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(forward).parameters.values())
 
 
 def _sources_of(states: torch.Tensor, mask: torch.Tensor | None, step: EncodingStep) -> Sources:
@@ -311,7 +335,7 @@ def _whole_mask(
             "those in past_key_values included"
         )
     if ids.shape[1] > 1:
-        check_left_padding(mask)
+        check_left_padding(mask, name)
     return mask
 
 
@@ -326,4 +350,4 @@ def _refuse_others(ids: torch.Tensor | None, others: dict[str, Any], name: str =
 def _refuse_unknown(others: dict[str, Any]) -> None:
     wanted = [name for name, value in others.items() if not any(value is silent for silent in _SILENT)]
     if wanted:
-        raise InputError(f"{wanted[0]} is not known here: a prepared generator takes token ids and gives logits")
+        raise InputError(f"{wanted[0]} is not known here: a prepared generator gives logits, of token ids and sources")

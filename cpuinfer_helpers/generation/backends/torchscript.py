@@ -97,8 +97,16 @@ def _encoding_traced(
     made = trace_encoding_step(model, prompts, limit, dtype=kind.dtype)
     weights = replace(stored, read=weights_of(model, made.used).read)
     build = _described(kind, made.step, weights, attention, made.warnings)
-    build = replace(build, source_bytes=made.cross.bytes_in(kind.dtype))
-    return replace(build, evidence={**made.evidence, **build.evidence})
+    evidence = {**made.evidence, **_left_as_they_are(kind, model), **build.evidence}
+    return replace(build, source_bytes=made.cross.bytes_in(kind.dtype), evidence=evidence)
+
+
+def _left_as_they_are(kind: _Kind, model: torch.nn.Module) -> dict[str, str]:
+    convolutions = _convolutions_read_once(model) if kind.stored in ("fp16", "int8") else {}
+    if not convolutions:
+        return {}
+    numbers = sum(weight.numel() for weight in convolutions.values())
+    return {"convolutions": f"float32, {len(convolutions)} of the encoder with {numbers:,} weights, read once for each source"}
 
 
 def _described(
@@ -160,12 +168,23 @@ def _refuse_left(model: torch.nn.Module, left: dict[str, str], kind: str) -> Non
         path, reason = next(iter(left.items()))
         raise RecipeError(f"{len(left)} linear layers cannot have weights in {kind}: {path}, because {reason}")
     others = linears.other_matrices(model)
+    for name in _convolutions_read_once(model):
+        others.pop(name, None)
     if others:
         numbers = sum(p.numel() for p in others.values())
         raise RecipeError(
             f"{numbers:,} weights are in no linear layer and would stay as they are, the first ones in "
             f"{next(iter(others))}; this recipe knows linear layers only"
         )
+
+
+def _convolutions_read_once(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of an encoder's convolutions by name: they stay as they are, and no token reads them."""
+    if not has_encoder(model):
+        return {}
+    convolutions = [part for part in model.get_encoder().modules() if isinstance(part, (torch.nn.Conv1d, torch.nn.Conv2d))]
+    weights = {id(part.weight) for part in convolutions}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in weights}
 
 
 def _recipe(precision: str, summary: str, **further: Any) -> GenerationRecipe:

@@ -90,7 +90,7 @@ def _prompt(inputs: Mapping[str, Any], rows: int) -> dict[str, torch.Tensor]:
         raise InputError(
             f"{PROMPT_MASK} has the shape {tuple(mask.shape)} and {PROMPT} {tuple(ids.shape)}, for {rows} sources"
         )
-    check_left_padding(mask)
+    check_left_padding(mask, PROMPT_MASK)
     return {PROMPT: ids.long(), PROMPT_MASK: mask.long()}
 
 

@@ -17,6 +17,7 @@ from cpuinfer_helpers.generation.positions import attention_kinds
 from cpuinfer_helpers.generation.step import EncodingStep, Sources
 from cpuinfer_helpers.generation.traced_step import ROOM, TracedState, TracedStep, example_of, traced
 from cpuinfer_helpers.generation.weights import modules_called
+from cpuinfer_helpers.tracing.each_shape import TracedEachShape
 from cpuinfer_helpers.tracing.trace import TracedModel, trace_model
 
 
@@ -143,7 +144,8 @@ def trace_encoding_step(
     RecipeError
         If one of its parts cannot be traced.
     """
-    name = source_name(model)
+    # What stands in the place of other layers was made in training mode.
+    name = source_name(model.eval())
     source, mask = example_sources(prompts, name)
     source = source.to(dtype) if source.is_floating_point() else source
     masked = reads_mask(model, name, source)
@@ -167,10 +169,9 @@ def trace_encoding_step(
     step = TracedEncodingStep(
         Traces(encoder, reader, decoder), own, kinds, dtype, limit, inputs_name=name, reads_mask=masked
     )
-    checks = encoder.receipt.checks_summary()
-    return TracedEncoding(
-        step, cross, used, {"encoder": f"{encoder.receipt.runs}, {checks}"}, (*of_reader, *of_decoder)
-    )
+    how = "a ScriptModule for each shape" if isinstance(encoder, TracedEachShape) else "ScriptModule, frozen"
+    evidence = {"encoder": f"{how}, verified ({encoder.receipt.checks_summary()})"}
+    return TracedEncoding(step, cross, used, evidence, (*of_reader, *of_decoder))
 
 
 def _traced_encoder(
