@@ -14,9 +14,7 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 CHUNKED = "chunked_attention"
 
-_BY_TOKENIZER = ": tokenizer.padding_side = 'left'"
-# Where no row begins with that token, transformers puts one before all of them, padding included.
-_HOW_TO_PAD = {"decoder_attention_mask": ", and have one row without padding begin with decoder_start_token_id"}
+_OF_DECODER = "decoder_attention_mask"
 
 
 def check_left_padding(mask: torch.Tensor, name: str = "attention_mask") -> None:
@@ -37,11 +35,14 @@ def check_left_padding(mask: torch.Tensor, name: str = "attention_mask") -> None
     """
     if mask.dim() != 2:
         raise InputError(f"{name} has {mask.dim()} dimensions; give one of shape (batch, tokens)")
-    wrong = (mask[:, 1:] < mask[:, :-1]).any(dim=1)
+    # Transformers puts the token that a decoder begins with before the padding, where no row has it.
+    begun = name == _OF_DECODER and mask.shape[1] > 1 and bool(mask[:, 0].all())
+    given = mask[:, 1:] if begun else mask
+    wrong = (given[:, 1:] < given[:, :-1]).any(dim=1)
     if bool(wrong.any()):
         raise InputError(
             f"row {int(wrong.nonzero()[0])} of {name} is padded on the right or in the middle; pad prompts on the "
-            f"left{_HOW_TO_PAD.get(name, _BY_TOKENIZER)}"
+            "left: tokenizer.padding_side = 'left'"
         )
     if not bool(mask[:, -1].all()):
         raise InputError(f"a row of {name} has no token at all; leave such rows out")

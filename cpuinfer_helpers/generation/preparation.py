@@ -17,14 +17,14 @@ from cpuinfer_helpers.generation.generator import Generator, bound_example
 from cpuinfer_helpers.generation.probe import probe_for
 from cpuinfer_helpers.generation.registry import generation_recipe
 from cpuinfer_helpers.generation.stand_in import stand_in
-from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
+from cpuinfer_helpers.generation.step import EncodingStep, GenerationRecipe, StepBuild, StepRequest
 from cpuinfer_helpers.generation.verification import (
     MORE_PERPLEXITY,
     Sourced,
     Texts,
     Verified,
+    comparable,
     compare_perplexity,
-    refuse_unlike_own_generate,
     texts_for,
     verify_step,
 )
@@ -140,7 +140,8 @@ class _Preparation:
             self.checks = verified.checks
             reason = verified.difference or self._costs_too_much(build, request)
             if reason is None:
-                self._keep(build, verified)
+                self._keep(build, verified, texts)
+                self._try(build)
                 return self._generator(build)
             failed = failed or reason
         raise RecipeError(failed)
@@ -154,9 +155,7 @@ class _Preparation:
         )
 
     def _texts(self, request: StepRequest) -> Texts:
-        texts = texts_for(request.model, request.prompts)
-        refuse_unlike_own_generate(request.model, texts)
-        return texts
+        return comparable(request.model, texts_for(request.model, request.prompts))
 
     def _ways(self, request: StepRequest) -> Iterator[StepBuild]:
         """What the recipe makes, and what else it can make where that is not right."""
@@ -211,8 +210,25 @@ class _Preparation:
             raise InputError(f"held_out has {len(texts)} rows and {name} {len(source)}; give a text for each source")
         return texts, Sourced(name, source, given.get(MASK))
 
-    def _keep(self, build: StepBuild, verified: Verified) -> None:
+    def _try(self, build: StepBuild) -> None:
+        """Raise where what stands in the model's place cannot write: a class's own code may look at parts of it."""
+        model = self._stand_in(build)
+        prompts = {name: tensor[:1] for name, tensor in self.prompts.tensors.items()}
+        try:
+            with torch.no_grad():
+                model.generate(**prompts, max_new_tokens=2, do_sample=False)
+        except InputError:
+            return
+        except Exception as error:  # the class's own Python may raise anything
+            raise RecipeError(
+                f"{type(self.model).__name__} does not write by steps of ours: {first_line(error)}"
+            ) from error
+
+    def _keep(self, build: StepBuild, verified: Verified, texts: Texts) -> None:
         self.evidence |= verified.evidence
+        if isinstance(build.step, EncodingStep) and bool(texts.mask.all()):
+            build.step.takes_padding = False
+            self.evidence["beginnings"] = "without padding only: its own generate() gives others than one pass does"
         if verified.limit is not None:
             build.step.limit = min(verified.limit, build.step.limit or verified.limit)
             self.evidence["tokens"] = f"at most {build.step.limit}: its window was not gone beyond"
@@ -221,7 +237,7 @@ class _Preparation:
         model = self.model
         return Generator(
             recipe=self.recipe.name,
-            model=stand_in(type(model), model.config, model.generation_config, build.step),
+            model=self._stand_in(build),
             inputs=self.prompts,
             receipt=self._receipt(build, None),
             build=build,
@@ -229,6 +245,9 @@ class _Preparation:
             probe=probe_for(model, self.prompts.tensors) if self.verify else None,
             tolerance=self.tolerance,
         )
+
+    def _stand_in(self, build: StepBuild) -> Any:
+        return stand_in(type(self.model), self.model.config, self.model.generation_config, build.step)
 
     def _receipt(self, build: StepBuild | None, reason: str | None) -> Receipt:
         requested = {"model": type(self.model).__name__, "recipe": self.recipe.name, "verify": self.verify}

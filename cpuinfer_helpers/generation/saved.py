@@ -14,7 +14,7 @@ import torch
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
 from cpuinfer_helpers.generation.probe import check_same_model, check_step, is_probe, prompts_of
 from cpuinfer_helpers.generation.registry import generation_recipe
-from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
+from cpuinfer_helpers.generation.step import EncodingStep, GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.interface.copies import evaluation_copy
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.report import detect_isa, machine_report
@@ -36,6 +36,7 @@ _FIELDS: Mapping[str, Any] = {
     "cpu": str,
     "limit": int | None,
     "tolerance": float | None,
+    "takes_padding": bool | None,
     "model": Mapping[str, Any],
     "details": Mapping[str, Any],
     "receipt": Mapping[str, Any],
@@ -157,6 +158,8 @@ def restore_generator(manifest: Mapping[str, Any], folder: Path, *, verify: bool
     with switches.held(), torch.inference_mode(False), torch.no_grad():
         build = recipe.restore(stored, folder)
     build.step.limit = limit
+    if isinstance(build.step, EncodingStep):
+        build.step.takes_padding = manifest.get("takes_padding") is not False
     if verify:
         check_step(build.step, probe, recipe.precision, manifest["tolerance"], folder)
     return Restored(
@@ -187,6 +190,7 @@ def _circumstances(saved: ToSave, recipe: GenerationRecipe) -> dict[str, Any]:
         "cpu": machine_report().cpu,
         "limit": saved.build.step.limit,
         "tolerance": saved.tolerance,
+        "takes_padding": getattr(saved.build.step, "takes_padding", None),
         "receipt": write(saved.receipt),
     }
 

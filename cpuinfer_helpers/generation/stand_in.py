@@ -222,6 +222,11 @@ class _EncodingStepping(_Stepping):
 
         state = cache.state_for(len(decoder_input_ids), sources)
         mask = _whole_mask(decoder_attention_mask, decoder_input_ids, state.length, "decoder_attention_mask")
+        if not self.step.takes_padding and not bool(mask.all()):
+            raise InputError(
+                "decoder_attention_mask has padding, with which the model's own generate() gives other logits than one "
+                "pass over the same tokens does; give beginnings of one length"
+            )
         if positions is None or positions.shape != decoder_input_ids.shape:
             positions = positions_of(mask, decoder_input_ids.shape[1])
         logits = self.step.feed(decoder_input_ids, mask, positions, state, last=None)

@@ -183,10 +183,13 @@ class EncodingStep(Step):
         The argument that the encoder reads: ``input_ids``, ``input_features`` ...
     reads_mask
         Whether the model reads a mask of its sources.
+    takes_padding
+        Whether beginnings of what is written may be padded.
     """
 
     inputs_name: str
     reads_mask: bool
+    takes_padding: bool = True
 
     def encode(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> Sources:
         """Have the encoder read, once for each source.

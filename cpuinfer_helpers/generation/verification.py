@@ -170,14 +170,17 @@ def texts_for(model: torch.nn.Module, prompts: Mapping[str, torch.Tensor]) -> Te
     of_rows, of_long = (given.rows(slice(None)), given.long) if given else (None, None)
     mask = torch.ones_like(rows)
     for row, padding in enumerate(_PADDING):
-        mask[row, : min(padding, short - 2)] = 0
+        # Transformers puts the token that a decoder begins with before the padding, where no row has it.
+        first = 1 if given is not None and row == _ROWS - 1 else 0
+        mask[row, first : min(padding, short - 2)] = 0
     padded = eager_logits(model, rows, mask, of_rows)
     return Texts(
         rows,
         eager_logits(model, rows, torch.ones_like(rows), of_rows),
         mask,
         padded,
-        _same_alone(model, rows, mask, padded, given),
+        # A beginning whose padding stands after its first token is no text alone.
+        given is None and _same_alone(model, rows, mask, padded),
         long_ids,
         eager_logits(model, long_ids, torch.ones_like(long_ids), of_long),
         given,
@@ -212,7 +215,7 @@ def _vocabulary_read(model: torch.nn.Module) -> int:
     """How many tokens an encoder knows."""
     try:
         embedding = model.get_encoder().get_input_embeddings()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         embedding = model.get_input_embeddings()
     return getattr(embedding, "num_embeddings", None) or model.config.get_text_config(decoder=True).vocab_size
 
@@ -319,11 +322,31 @@ def refuse_unlike_own_generate(model: Any, texts: Texts) -> None:
         )
 
 
-def _same_alone(
-    model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, padded: torch.Tensor, given: Given | None
-) -> bool:
+def comparable(model: Any, texts: Texts) -> Texts:
+    """Texts that a model's own ``generate()`` gives the logits for that one pass gives.
+
+    Some decoders beside an encoder give a beginning that is padded other logits token by token: those are left out.
+
+    Raises
+    ------
+    RecipeError
+        See :func:`refuse_unlike_own_generate`.
+    """
+    if texts.given is None:
+        refuse_unlike_own_generate(model, texts)
+        return texts
+    try:
+        refuse_unlike_own_generate(model, texts)
+        return texts
+    except RecipeError:
+        unpadded = replace(texts, mask=torch.ones_like(texts.mask), padded=texts.logits)
+        refuse_unlike_own_generate(model, unpadded)
+        return unpadded
+
+
+def _same_alone(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, padded: torch.Tensor) -> bool:
     text = ids[1:2, mask[1].bool()]
-    alone = eager_logits(model, text, torch.ones_like(text), given.rows(slice(1, 2)) if given else None)
+    alone = eager_logits(model, text, torch.ones_like(text))
     return closeness(padded[1, -text.shape[1] :], alone[0], 1.0).worst < _NO_DIFFERENCE
 
 
@@ -428,8 +451,7 @@ def _feed_alone(step: Step, texts: Texts) -> torch.Tensor:
     logits = torch.zeros(texts.padded.shape)
     for row, mask in enumerate(texts.mask.bool()):
         text = texts.ids[row : row + 1, mask]
-        sources = texts.given.rows(slice(row, row + 1)) if texts.given else None
-        logits[row, mask] = _Feeder(step, text, sources=sources).all()[0].float()
+        logits[row, mask] = _Feeder(step, text).all()[0].float()
     return logits
 
 

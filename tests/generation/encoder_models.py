@@ -41,7 +41,11 @@ _SOUND: dict[str, Any] = {
 # By name the beginning of the classes' names, the end of the model's, and its configuration.
 _ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": ("T5", "ForConditionalGeneration", _T5),
-    "flan": ("T5", "ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "flan": (
+        "T5",
+        "ForConditionalGeneration",
+        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
     "mt5": ("MT5", "ForConditionalGeneration", _T5),
     "bart": ("Bart", "ForConditionalGeneration", _BART),
     "marian": ("Marian", "MTModel", {**_BART, "scale_embedding": True}),

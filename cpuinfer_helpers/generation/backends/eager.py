@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from cpuinfer_helpers.generation.encoding.caches import layouts_of
 from cpuinfer_helpers.generation.encoding.sources import (
+    EncoderStates,
     called,
     encoded,
     example_sources,
@@ -136,7 +136,7 @@ class EagerEncodingStep(EncodingStep, EagerStep):
     def _feed(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: EagerSourceState, last: int
     ) -> torch.Tensor:
-        states = BaseModelOutput(last_hidden_state=state.sources.states)
+        states = EncoderStates(last_hidden_state=state.sources.states)
         with torch.no_grad():
             output = called(
                 self.model,

@@ -77,9 +77,7 @@ def _build(request: StepRequest) -> StepBuild:
     return _traced(kind, kind.convert(request.model), limit_of(request.model), request.prompts)
 
 
-def _traced(
-    kind: _Kind, model: torch.nn.Module, limit: int | None, prompts: Mapping[str, torch.Tensor]
-) -> StepBuild:
+def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None, prompts: Mapping[str, torch.Tensor]) -> StepBuild:
     if has_encoder(model):
         return _encoding_traced(kind, model, limit, prompts)
     weights, attention = weights_of(model), attention_of(model) or "the model's own"
@@ -106,12 +104,12 @@ def _left_as_they_are(kind: _Kind, model: torch.nn.Module) -> dict[str, str]:
     if not convolutions:
         return {}
     numbers = sum(weight.numel() for weight in convolutions.values())
-    return {"convolutions": f"float32, {len(convolutions)} of the encoder with {numbers:,} weights, read once for each source"}
+    return {
+        "convolutions": f"float32, {len(convolutions)} of the encoder with {numbers:,} weights, read once for each source"
+    }
 
 
-def _described(
-    kind: _Kind, step: TracedStep, weights: Weights, attention: str, warnings: tuple[str, ...]
-) -> StepBuild:
+def _described(kind: _Kind, step: TracedStep, weights: Weights, attention: str, warnings: tuple[str, ...]) -> StepBuild:
     name = str(kind.dtype).removeprefix("torch.")
     build = StepBuild(
         step=step,
@@ -182,7 +180,9 @@ def _convolutions_read_once(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights of an encoder's convolutions by name: they stay as they are, and no token reads them."""
     if not has_encoder(model):
         return {}
-    convolutions = [part for part in model.get_encoder().modules() if isinstance(part, (torch.nn.Conv1d, torch.nn.Conv2d))]
+    convolutions = [
+        part for part in model.get_encoder().modules() if isinstance(part, (torch.nn.Conv1d, torch.nn.Conv2d))
+    ]
     weights = {id(part.weight) for part in convolutions}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in weights}
 

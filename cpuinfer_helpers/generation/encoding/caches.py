@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 
 from cpuinfer_helpers.errors import RecipeError, first_line
-from cpuinfer_helpers.generation.encoding.sources import called
+from cpuinfer_helpers.generation.encoding.sources import EncoderStates, called
 from cpuinfer_helpers.generation.layout import Layout, NotingCache, OwnCache, layout_from
 
 
@@ -89,7 +88,7 @@ def layouts_of(model: torch.nn.Module, states: torch.Tensor, mask: torch.Tensor 
         with torch.no_grad():
             called(
                 model,
-                {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask},
+                {"encoder_outputs": EncoderStates(last_hidden_state=states), "attention_mask": mask},
                 torch.tensor([[3, 4]]).expand(batch, 2),
                 torch.ones(batch, 2, dtype=torch.long),
                 torch.tensor([[0, 1]]).expand(batch, 2),

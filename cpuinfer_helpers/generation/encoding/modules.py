@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from cpuinfer_helpers.generation.encoding.caches import CrossCache, PairCache
-from cpuinfer_helpers.generation.encoding.sources import called
+from cpuinfer_helpers.generation.encoding.sources import EncoderStates, called
 from cpuinfer_helpers.generation.layout import NotingCache
 from cpuinfer_helpers.generation.traced_step import TraceableStep, masks_by_kind
 
@@ -45,7 +44,7 @@ class SourceReader(torch.nn.Module):
         first = torch.zeros_like(states[:, :1, 0], dtype=torch.long)
         called(
             self.model,
-            {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask[0] if mask else None},
+            {"encoder_outputs": EncoderStates(last_hidden_state=states), "attention_mask": mask[0] if mask else None},
             first,
             masks_by_kind(self.kinds, [torch.zeros_like(states[:, :1, :1, None])] * len(self.kinds)),
             first,
@@ -95,13 +94,11 @@ class TraceableDecoderStep(TraceableStep):
         states = torch.zeros(1, dtype=cross[0].dtype).expand(shape)
         return called(
             self.model,
-            {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask},
+            {"encoder_outputs": EncoderStates(last_hidden_state=states), "attention_mask": mask},
             ids,
             masks_by_kind(self.kinds, masks),
             positions,
-            past_key_values=PairCache(
-                self.cache_of(own, slots, masks[0].shape[-1]), CrossCache(cross), self.layers
-            ),
+            past_key_values=PairCache(self.cache_of(own, slots, masks[0].shape[-1]), CrossCache(cross), self.layers),
             cache_position=slots,
             use_cache=True,
         ).logits

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from cpuinfer_helpers.errors import InputError, RecipeError, first_line
 from cpuinfer_helpers.generation.layout import named_arguments
@@ -17,6 +19,14 @@ MASK = "attention_mask"
 PROMPT, PROMPT_MASK = "decoder_input_ids", "decoder_attention_mask"
 # Traced with a row or a token alone, sizes of one would become constants.
 _FEWEST_ROWS, _FEWEST_TOKENS = 2, 8
+
+
+@dataclass
+class EncoderStates(BaseModelOutput):
+    """What an encoder gave, as a model takes it in ``encoder_outputs``; a mixture's routers are not told of again."""
+
+    router_logits: Any = None
+    router_probs: Any = None
 
 
 def has_encoder(model: Any) -> bool:

@@ -174,9 +174,7 @@ def trace_encoding_step(
     return TracedEncoding(step, cross, used, evidence, (*of_reader, *of_decoder))
 
 
-def _traced_encoder(
-    model: torch.nn.Module, name: str, source: torch.Tensor, mask: torch.Tensor | None
-) -> TracedModel:
+def _traced_encoder(model: torch.nn.Module, name: str, source: torch.Tensor, mask: torch.Tensor | None) -> TracedModel:
     encoder = model.get_encoder()
     inputs = {name: source}
     if mask is not None and MASK in _arguments(encoder):
