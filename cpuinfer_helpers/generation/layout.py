@@ -99,12 +99,14 @@ class NotingCache(OwnCache):
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Note them, and hand them out."""
         if layer_idx in self.seen:
             raise RecipeError(f"layer {layer_idx} stores keys and values twice for one token")
         self.seen[layer_idx] = key, value
         return key, value
 
     def get_seq_length(self, layer_idx: int | None = 0) -> int:
+        """There were none before."""
         return 0
 
 

@@ -299,7 +299,7 @@ class StepRequest:
         The eager model in evaluation mode: a copy with the user's own parameters, which a backend never changes.
     prompts
         Example prompts: ``input_ids`` and ``attention_mask``, padded on the left; of a model with an encoder what that
-        reads, see :mod:`cpuinfer_helpers.generation.sources`.
+        reads, see :mod:`cpuinfer_helpers.generation.encoding.sources`.
     """
 
     recipe: str

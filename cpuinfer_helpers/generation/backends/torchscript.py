@@ -104,9 +104,8 @@ def _left_as_they_are(kind: _Kind, model: torch.nn.Module) -> dict[str, str]:
     if not convolutions:
         return {}
     numbers = sum(weight.numel() for weight in convolutions.values())
-    return {
-        "convolutions": f"float32, {len(convolutions)} of the encoder with {numbers:,} weights, read once for each source"
-    }
+    how = f"float32, {len(convolutions)} of the encoder with {numbers:,} weights, read once for each source"
+    return {"convolutions": how}
 
 
 def _described(kind: _Kind, step: TracedStep, weights: Weights, attention: str, warnings: tuple[str, ...]) -> StepBuild:

@@ -45,6 +45,7 @@ class CrossCache(OwnCache):
         return self.key_cache[layer_idx or 0].shape[2]
 
     def update(self, *_: Any, **__: Any) -> Any:
+        """Nothing is to be computed of a source again."""
         raise RecipeError("cross-attention computes keys and values of the source anew for every token")
 
 

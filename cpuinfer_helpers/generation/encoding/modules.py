@@ -57,8 +57,10 @@ class SourceReader(torch.nn.Module):
 
 
 class TraceableDecoderStep(TraceableStep):
-    """A decoder as a function of tensors only: after the masks come the mask of the source where the model reads one,
-    what cross-attention reads, and then the keys and values of its own tokens.
+    """A decoder as a function of tensors only.
+
+    After the masks come the mask of the source where the model reads one, what cross-attention reads, and then the keys
+    and values of its own tokens.
 
     Parameters
     ----------

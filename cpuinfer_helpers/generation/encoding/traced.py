@@ -39,6 +39,7 @@ class EncodedState(TracedState):
         self.given = list(given)
 
     def inputs(self) -> list[torch.Tensor]:
+        """What the trace is given of it."""
         return [*self.given, *self.tensors]
 
     def _reorder(self, rows: torch.Tensor) -> None:
