@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import transformers
 
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers.generation.registry import generation_recipe
 from tests.generation.encoder_models import (
     BINS,
     ENCODER_ARCHITECTURES,
@@ -56,8 +58,16 @@ def test_an_architecture_writes_the_same_tokens_of_any_sources(name):
         assert torch.equal(write(model, sources, **settings), write(generator, sources, **settings)), settings
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", SMALL)
+# Each recipe once, and those that store weights in another way once for each kind of encoder.
+OF_EACH = [
+    *(("t5", recipe) for recipe in RECIPES),
+    ("bart", RECIPES[3]),
+    ("whisper", RECIPES[3]),
+    ("whisper", RECIPES[5]),
+]
+
+
+@pytest.mark.parametrize(("name", "recipe"), OF_EACH)
 def test_each_recipe_is_verified_and_says_what_it_is(name, recipe):
     model = make_encoder_model(name, **SMALL[name])
     generator = cpu.prepare_generator(recipe, model, make_sources(name), on_failure="raise")
@@ -109,12 +119,9 @@ def test_the_encoder_reads_each_source_once(generator, monkeypatch):
 
 def test_the_trace_of_the_decoder_computes_no_keys_of_the_source(generator):
     step = generator.build.step
-    products = [node for node in step.module.graph.nodes() if node.kind() in ("aten::linear", "aten::matmul")]
+    products = [node for node in step.module.graph.nodes() if node.kind() == "aten::linear"]
     # Of each layer: 4 for its own tokens, 2 for the source (query and output), 2 between; and the head.
-    linear = [node for node in products if node.kind() == "aten::linear"]
-    assert len(linear) == 2 * (4 + 2 + 2) + 1
-    reader = [node for node in step.traces.reader.graph.nodes() if node.kind() == "aten::linear"]
-    assert len(reader) == 2 * 2
+    assert len(products) == 2 * (4 + 2 + 2) + 1
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -123,8 +130,11 @@ def test_drafts_give_the_same_tokens(name):
     one = make_sources(name, 1)
     generator, assistant = (cpu.prepare_generator("torchscript-fp32", one_of, one) for one_of in (model, small))
     expected = write(model, one)
-    for settings in ({"assistant_model": small}, {"assistant_model": assistant}, {"prompt_lookup_num_tokens": 3}):
-        assert torch.equal(expected, write(generator, one, **settings))
+    for helper in (small, assistant):
+        assert torch.equal(expected, write(generator, one, assistant_model=helper))
+    # Transformers 4 looks into the source and stops elsewhere.
+    looked_up = {"prompt_lookup_num_tokens": 3}
+    assert torch.equal(write(model, one, **looked_up), write(generator, one, **looked_up))
 
 
 def test_beginnings_may_be_padded_on_the_left_and_nowhere_else(t5, generator):
@@ -228,9 +238,9 @@ def test_whisper_gives_scores_but_no_attention(whisper, writes_speech):
     asked = {"language": "de", "max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
     expected, seen = (one.generate(sound, **asked) for one in (whisper, writes_speech))
     assert torch.equal(expected["sequences"], seen["sequences"]) and "past_key_values" not in seen
-    whisper.generation_config.alignment_heads = [[0, 0]]
+    writes_speech.generation_config.alignment_heads = [[0, 0]]
     with pytest.raises(cpu.InputError, match="output_attentions is not known here"):
-        writes_speech.generate(sound, language="de", return_token_timestamps=True, alignment_heads=[[0, 0]])
+        writes_speech.generate(sound, language="de", return_token_timestamps=True)
 
 
 # What cannot be used.
@@ -279,7 +289,7 @@ def test_what_only_the_eager_model_can_do_is_an_input_error(generator, further, 
 
 
 def test_openvino_says_that_it_cannot(t5, caplog):
-    recipe = cpu.generation_recipe("openvino-fp32")
+    recipe = generation_recipe("openvino-fp32")
     if recipe.why_not:
         pytest.skip(recipe.why_not)
     with caplog.at_level(logging.WARNING, logger="cpuinfer_helpers"):
@@ -308,6 +318,7 @@ def test_a_class_that_does_not_write_by_steps_is_refused(monkeypatch):
     model = make_encoder_model("t5")
     own = type(model).prepare_inputs_for_generation
 
+    @functools.wraps(own)
     def looks_at_a_part(self, *arguments, **named):
         assert self.decoder is not None
         return own(self, *arguments, **named)

@@ -15,8 +15,9 @@ from cpuinfer_helpers.generation.traced_step import TraceableStep, masks_by_kind
 class SourceReader(torch.nn.Module):
     """Computes what cross-attention keeps of a source.
 
-    The whole decoder is run on one token to see it. What of that cross-attention's keys and values do not depend on
-    is dropped when the trace is frozen.
+    The whole decoder is run on one token to see it. What of that keys and values of the source do not depend on is
+    dropped when the trace is frozen. Where their sizes are read from the decoder's own states, as in transformers 4, it
+    stays, and a text costs one token more.
 
     Parameters
     ----------

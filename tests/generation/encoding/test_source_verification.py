@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -127,6 +128,7 @@ def test_an_encoder_of_one_length_is_verified_at_that():
 def test_beginnings_are_compared_without_padding_where_only_that_differs(monkeypatch, model, texts):
     own = type(model).forward
 
+    @functools.wraps(own)
     def otherwise_when_padded(self, *arguments, decoder_attention_mask=None, **named):
         output = own(self, *arguments, decoder_attention_mask=decoder_attention_mask, **named)
         padded = decoder_attention_mask is not None and not bool(decoder_attention_mask.all())
@@ -134,7 +136,6 @@ def test_beginnings_are_compared_without_padding_where_only_that_differs(monkeyp
             output.logits = output.logits.flip(-1)
         return output
 
-    otherwise_when_padded.__signature__ = __import__("inspect").signature(own)
     monkeypatch.setattr(type(model), "forward", otherwise_when_padded)
     with pytest.raises(cpu.RecipeError, match="its own generate"):
         refuse_unlike_own_generate(model, texts)
@@ -150,13 +151,13 @@ def test_beginnings_are_compared_without_padding_where_only_that_differs(monkeyp
 def test_a_model_whose_own_generate_contradicts_it_is_refused(monkeypatch, model):
     own = type(model).forward
 
+    @functools.wraps(own)
     def shifted(self, *arguments, **named):
         output = own(self, *arguments, **named)
         if named.get("use_cache"):
             output.logits = output.logits.flip(-1)
         return output
 
-    shifted.__signature__ = __import__("inspect").signature(own)
     monkeypatch.setattr(type(model), "forward", shifted)
     reason = cpu.prepare_generator("eager-fp32", model, make_sources("t5")).reason
     assert "its own generate() gives other logits" in reason
