@@ -45,7 +45,14 @@ from cpuinfer_helpers.timing.roofline import roofline
 from cpuinfer_helpers.tracing.trace import TracedModel, trace_model
 
 if TYPE_CHECKING:
-    from cpuinfer_helpers.generation import Generator, list_generation_recipes, prepare_generator
+    from cpuinfer_helpers.generation import (
+        Generator,
+        compare_generators,
+        list_generation_recipes,
+        measure_generation,
+        optimize_generator,
+        prepare_generator,
+    )
     from cpuinfer_helpers.trainer import JitTrainer, JitTrainingArguments, verify_trainer
 
 __version__ = _OWN_VERSION
@@ -72,6 +79,7 @@ __all__ = [
     "TracedModel",
     "compare",
     "compare_families",
+    "compare_generators",
     "compare_mixed_lengths",
     "count_flops",
     "fast_path_use",
@@ -86,8 +94,10 @@ __all__ = [
     "load_task",
     "machine_report",
     "measure",
+    "measure_generation",
     "measure_interleaved",
     "optimize",
+    "optimize_generator",
     "prepare",
     "prepare_generator",
     "realistic_lengths",
@@ -102,7 +112,14 @@ __all__ = [
 ]
 # They are made of classes of transformers', whose import takes seconds and is not for those who only measure.
 _OF_THE_TRAINER = ("JitTrainer", "JitTrainingArguments", "verify_trainer")
-_OF_GENERATION = ("Generator", "list_generation_recipes", "prepare_generator")
+_OF_GENERATION = (
+    "Generator",
+    "compare_generators",
+    "list_generation_recipes",
+    "measure_generation",
+    "optimize_generator",
+    "prepare_generator",
+)
 
 
 def __getattr__(name: str) -> Any:

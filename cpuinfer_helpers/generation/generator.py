@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ class Generator(SaysWhatItIs, Carried):
         The example prompts, and the model's own logits of their last tokens; empty after a fallback.
     tolerance : float or None
         Largest relative error of one token's logits, if it was given.
+    perplexity : tuple of float or None
+        On the held-out texts, with what the recipe made and with the model itself; None where it was not compared.
+    comparison : GenerationComparison or None
+        Every recipe that was tried, where :func:`~cpuinfer_helpers.optimize_generator` has chosen this one.
 
     Examples
     --------
@@ -78,6 +83,8 @@ class Generator(SaysWhatItIs, Carried):
         eager: Callable[[], Any] = _nothing,
         probe: Mapping[str, torch.Tensor] | None = None,
         tolerance: float | None = None,
+        perplexity: tuple[float, float] | None = None,
+        comparison: Any = None,
     ) -> None:
         self.recipe = recipe
         self.build = build
@@ -88,6 +95,8 @@ class Generator(SaysWhatItIs, Carried):
         self.model = model
         self.probe = dict(probe or {})
         self.tolerance = tolerance
+        self.perplexity = perplexity
+        self.comparison = comparison
         # Asked when it is saved. The eager model is not kept in memory for that.
         self._eager_model = eager
 
@@ -95,6 +104,13 @@ class Generator(SaysWhatItIs, Carried):
     def prepared(self) -> bool:
         """Whether what the recipe made writes; False if the eager model does."""
         return self.build is not None
+
+    def with_comparison(self, comparison: Any, reason: str | None = None) -> Generator:
+        """The same, with the recipes that were tried, and why the eager model stays if it does."""
+        self.comparison = comparison
+        if reason is not None:
+            self.receipt = replace(self.receipt, reason=reason)
+        return self
 
     @property
     def reads_source(self) -> bool:
@@ -205,6 +221,7 @@ class Generator(SaysWhatItIs, Carried):
             tolerance=self.tolerance,
             settings=self.generation_config,
             tokenizer=tokenizer,
+            comparison=self.comparison,
         )
         return write_generator(saved, directory, self._eager_model() if model is None else model)
 

@@ -111,8 +111,13 @@ class NotingCache(OwnCache):
 
 
 def named_arguments(model: torch.nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a model's ``forward`` has."""
-    taken = inspect.signature(model.forward).parameters
+    """Those of the arguments that a model's ``forward`` has.
+
+    Where it only hands on what it is given, as a class derived from the model's may do, those of the forward behind it.
+    """
+    forwards = [model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))]
+    names = [inspect.signature(forward).parameters for forward in forwards]
+    taken = next((known for known in names if "input_ids" in known), names[0])
     return {name: value for name, value in arguments.items() if name in taken}
 
 

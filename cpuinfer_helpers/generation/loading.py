@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from cpuinfer_helpers.errors import ArtifactError, RecipeError, not_loaded
 from cpuinfer_helpers.generation.generator import Generator, bound_example
 from cpuinfer_helpers.generation.probe import prompts_of
-from cpuinfer_helpers.generation.saved import KIND, read_generator_manifest, restore_generator
+from cpuinfer_helpers.generation.saved import COMPARISON_FILE, KIND, read_generator_manifest, restore_generator
+from cpuinfer_helpers.generation.selection.result import GenerationComparison
 from cpuinfer_helpers.generation.stand_in import stand_in
 from cpuinfer_helpers.machine.paths import given_path
 from cpuinfer_helpers.saving.kinds import loads
@@ -47,8 +49,15 @@ def load_generator(directory: str | os.PathLike[str], *, verify: bool = True) ->
             build=made.build,
             probe=made.probe,
             tolerance=made.tolerance,
+            comparison=_comparison(folder),
         )
     except (ArtifactError, RecipeError):
         raise
     except Exception as error:  # with a changed manifest it may be put together in any wrong way
         raise not_loaded(folder, error) from error
+
+
+def _comparison(folder: Path) -> GenerationComparison | None:
+    """The recipes that were tried before this one was chosen; the manifest has seen to it that the file is whole."""
+    path = folder / COMPARISON_FILE
+    return GenerationComparison.load(path) if path.exists() else None

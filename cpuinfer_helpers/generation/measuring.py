@@ -40,6 +40,11 @@ class Turn:
     tokens: tuple[float, ...]
     step: tuple[float, ...] = ()
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole generation."""
+        return self.first_token + sum(self.tokens)
+
 
 @dataclass(frozen=True, repr=False)
 class GenerationTiming(Displayed):
@@ -133,9 +138,17 @@ class GenerationTiming(Displayed):
     @property
     def timing(self) -> Timing:
         """Seconds for each token after the first, a sample for each turn."""
+        return self._timing(tuple(statistics.fmean(turn.tokens) for turn in self.turns))
+
+    @property
+    def whole(self) -> Timing:
+        """Seconds for a whole text, from the prompt to its last token, a sample for each turn."""
+        return self._timing(tuple(turn.seconds for turn in self.turns))
+
+    def _timing(self, samples: tuple[float, ...]) -> Timing:
         return Timing(
             label=self.label,
-            samples=tuple(statistics.fmean(turn.tokens) for turn in self.turns),
+            samples=samples,
             first_call=self.first_call,
             warmup_calls=1,
             steady=True,
@@ -212,7 +225,7 @@ def measure_generation(
     prompts: Mapping[str, torch.Tensor],
     *,
     new_tokens: int = 32,
-    turns: int = 5,
+    turns: int = 6,
     roofline: Roofline | None = None,
     progress: bool = True,
 ) -> GenerationTimings:
@@ -248,7 +261,7 @@ def measure_generation(
     if new_tokens < 2 or turns < 1:
         raise InputError(f"new_tokens is {new_tokens} and turns is {turns}; at least 2 and 1 can be measured")
     inputs = bound_example(prompts, next(iter(generators.values())).model).tensors
-    runners = {name: _Runner(generator, inputs, new_tokens) for name, generator in generators.items()}
+    runners = {name: Writer(generator, inputs, new_tokens) for name, generator in generators.items()}
     bar = tqdm(total=len(runners) * (turns + 1), unit="text", disable=not progress, leave=False)
     with bar:
         first, tokens = {}, {}
@@ -336,8 +349,18 @@ class _TimedEncodingStep(_TimedStep, EncodingStep):
         raise NotImplementedError
 
 
-class _Runner:
-    """Writes with one generator, and looks at the clock."""
+class Writer:
+    """Writes with one generator, and looks at the clock.
+
+    Parameters
+    ----------
+    generator
+        What writes.
+    prompts
+        ``input_ids`` and ``attention_mask`` (rows, tokens), or what an encoder reads.
+    new_tokens
+        How many tokens it writes each time.
+    """
 
     def __init__(self, generator: Generator, prompts: Mapping[str, torch.Tensor], new_tokens: int) -> None:
         from transformers import GenerationConfig
@@ -348,17 +371,16 @@ class _Runner:
         self.source = next(iter(prompts.values())) if generator.reads_source else None
         if self.source is not None:
             self.settings.decoder_start_token_id = start_token(generator.model)
-        self.rows = len(next(iter(prompts.values())))
+        self.rows, self.length = size_of(prompts)
 
     @property
-    def length(self) -> int:
-        """Tokens of each prompt, or of each source, or places of it where it is not of tokens."""
-        if self.source is None:
-            return self.prompts["input_ids"].shape[1]
-        return self.source.shape[1] if self.source.dim() == 2 else self.source.shape[-1]
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a token reads; 0 where that is not known."""
+        return self.generator.build.weight_bytes if self.generator.build else 0
 
     @property
     def bytes_read(self) -> int:
+        """Bytes of weights, keys and values that a token reads on average; 0 where that is not known."""
         build = self.generator.build
         if build is None:
             return 0
@@ -371,6 +393,7 @@ class _Runner:
         return build.weight_bytes + self.rows * kept
 
     def write(self) -> tuple[torch.Tensor, Turn]:
+        """Write a whole text, greedily: all tokens, prompts included, and how long each new one took."""
         clock = _Clock()
         with _settings_of(self.generator, self.settings), _timed(self.generator) as step:
             started = time.perf_counter()
@@ -379,6 +402,12 @@ class _Runner:
         times = clock.times[1:]
         pauses = tuple(after - before for before, after in itertools.pairwise(times))
         return tokens, Turn(times[0] - started, pauses, tuple(step.seconds[1:]) if step else ())
+
+
+def size_of(prompts: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """How many prompts of how many tokens, or how many sources of how many tokens, frames or samples."""
+    first = next(iter(prompts.values()))
+    return len(first), max(first.shape[1:])
 
 
 @contextmanager

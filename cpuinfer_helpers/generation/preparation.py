@@ -90,7 +90,7 @@ def prepare_generator(
     if on_failure not in _ON_FAILURE:
         raise InputError(f"on_failure is {on_failure!r}; choose from {', '.join(_ON_FAILURE)}")
     recipe = generation_recipe(recipe) if isinstance(recipe, str) else recipe
-    _check_model(model)
+    check_writes(model)
     sweep()
     job = _Preparation(recipe, model, bound_example(inputs, model), held_out, verify, tolerance)
     try:
@@ -103,7 +103,13 @@ def prepare_generator(
     return job.fallback(reason)
 
 
-def _check_model(model: Any) -> None:
+def check_writes(model: Any) -> None:
+    """Refuse what writes no text.
+
+    Raises
+    ------
+    InputError
+    """
     if not hasattr(model, "generate") or not hasattr(model, "config"):
         raise InputError(
             f"{type(model).__name__} writes no text; give a model with generate(), as AutoModelForCausalLM loads it"
@@ -123,6 +129,7 @@ class _Preparation:
     seconds: float = 0.0
     checks: tuple[Check, ...] = ()
     evidence: dict[str, str] = field(default_factory=dict)
+    perplexity: tuple[float, float] | None = None
 
     def run(self) -> Generator:
         if self.recipe.why_not:
@@ -182,18 +189,19 @@ class _Preparation:
 
     def _costs_too_much(self, build: StepBuild, request: StepRequest) -> str | None:
         """What fewer bits cost of perplexity, where that is more than they may."""
-        if self.recipe.precision not in MORE_PERPLEXITY:
+        limit = MORE_PERPLEXITY.get(self.recipe.precision)
+        if limit is None and self.held_out is None:
             return None
         texts, sources = self._held_out()
         seen = compare_perplexity(build.step, request.model, texts, sources) if len(texts) else None
         if seen is None:
             self.evidence["perplexity"] = "not compared: give held_out texts of 32 tokens or more in all"
             return None
-        more = seen[0] / seen[1] - 1
-        most = MORE_PERPLEXITY[self.recipe.precision]
-        self.evidence["perplexity"] = f"{seen[0]:.4g}, the model's own {seen[1]:.4g} ({more:+.2%}, at most {most:+.0%})"
-        if more > most:
-            return f"perplexity rises from {seen[1]:.4g} to {seen[0]:.4g}, by {more:.1%}, more than {most:.0%}"
+        self.perplexity, more = seen, seen[0] / seen[1] - 1
+        most = "" if limit is None else f", at most {limit:+.0%}"
+        self.evidence["perplexity"] = f"{seen[0]:.4g}, the model's own {seen[1]:.4g} ({more:+.2%}{most})"
+        if limit is not None and more > limit:
+            return f"perplexity rises from {seen[1]:.4g} to {seen[0]:.4g}, by {more:.1%}, more than {limit:.0%}"
         return None
 
     def _held_out(self) -> tuple[torch.Tensor, Sourced | None]:
@@ -244,6 +252,7 @@ class _Preparation:
             eager=weakref.ref(model),
             probe=probe_for(model, self.prompts.tensors) if self.verify else None,
             tolerance=self.tolerance,
+            perplexity=self.perplexity,
         )
 
     def _stand_in(self, build: StepBuild) -> Any:

@@ -28,6 +28,7 @@ from cpuinfer_helpers.saving.weights import model_class_of, read_config, write_c
 
 KIND = "cpuinfer-generator"
 FORMAT_VERSION = 1
+COMPARISON_FILE = "comparison.json"
 _SETTINGS_FILE = "generation_config.json"
 _FIELDS: Mapping[str, Any] = {
     "recipe": str,
@@ -61,6 +62,8 @@ class ToSave:
         Of transformers' ``generate()``.
     tokenizer
         The model's, or None.
+    comparison
+        The recipes that were tried, or None.
     """
 
     recipe: str
@@ -71,6 +74,7 @@ class ToSave:
     tolerance: float | None
     settings: Any
     tokenizer: Any = None
+    comparison: Any = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def write_generator(saved: ToSave, directory: str | os.PathLike[str], model: Any
         (folder / _SETTINGS_FILE).write_text(saved.settings.to_json_string(), encoding="utf-8")
         manifest["details"] = recipe.export(request, saved.build, folder)
         write_named_tensors(saved.probe, folder / PROBE_FILE)
+        if saved.comparison is not None:
+            saved.comparison.save(folder / COMPARISON_FILE)
         if saved.tokenizer is not None:
             saved.tokenizer.save_pretrained(folder)
         try:

@@ -106,7 +106,11 @@ class TraceableStep(torch.nn.Module):
         if head is not None:
             head.wanted = wanted
         logits = self.logits(ids, positions, slots, masks, kept)
-        return logits if head is not None else logits.index_select(1, wanted)
+        if head is None:
+            return logits.index_select(1, wanted)
+        # Left behind, torch.compile of torch 2.8 would take it for a constant, and make a graph for each call.
+        head.wanted = None
+        return logits
 
     def logits(
         self,
@@ -218,12 +222,17 @@ class TracedStep(Step):
     def _feed(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: TracedState, last: int
     ) -> torch.Tensor:
+        with torch.no_grad():
+            return self.module(*self._inputs(ids, mask, positions, state, last))
+
+    def _inputs(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: TracedState, last: int
+    ) -> tuple[torch.Tensor, ...]:
+        """What a :class:`TraceableStep` takes."""
         fed = ids.shape[1]
         slots = torch.arange(state.length, state.length + fed)
         wanted = torch.arange(fed - last, fed)
-        with torch.no_grad():
-            masks = masks_of(self.kinds, mask, state.length, self.dtype)
-            return self.module(ids, positions, slots, wanted, *masks, *state.inputs())
+        return (ids, positions, slots, wanted, *masks_of(self.kinds, mask, state.length, self.dtype), *state.inputs())
 
 
 def trace_step(

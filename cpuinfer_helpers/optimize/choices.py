@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ _ORIGIN = ("_name_or_path", "transformers_version", "_commit_hash")
 
 
 def choice_file(
-    model: torch.nn.Module, inputs: Mapping[str, Any], recipes: Sequence[Recipe], settings: Mapping[str, Any]
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    recipes: Sequence[Recipe],
+    settings: Mapping[str, Any],
+    known: Iterable[Recipe] | None = None,
 ) -> Path | None:
     """Where the comparison of such a request is kept; None if it is not kept.
 
@@ -45,12 +49,14 @@ def choice_file(
     settings
         Further arguments that decide about the choice. With a metric whose code does not show all that it does, nothing
         is kept.
+    known
+        The recipes that this package has; those of :func:`~cpuinfer_helpers.list_recipes` unless given.
 
     Returns
     -------
     Path or None
     """
-    known = list_recipes()
+    known = list_recipes() if known is None else tuple(known)
     if any(recipe not in known for recipe in recipes):
         return None
     decided = {name: identity_of(value, {id(model): "the model"}) for name, value in settings.items()}
@@ -74,14 +80,30 @@ def choice_file(
     return cache_directory() / "choices" / f"{digest[:32]}.json"
 
 
-def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Comparison | None:
-    """The comparison that was kept, if it is whole, of this model, and not cut short by a smaller budget."""
+def recall(
+    path: Path | None, model: torch.nn.Module, budget_s: float, load: Callable[[Path], Any] = Comparison.load
+) -> Any:
+    """The comparison that was kept, if it is whole, of this model, and not cut short by a smaller budget.
+
+    Parameters
+    ----------
+    path
+        What :func:`choice_file` gave.
+    model, budget_s
+        What is asked for.
+    load
+        Reads a comparison.
+
+    Returns
+    -------
+    Comparison or None
+    """
     if path is None:
         return None
     try:
         if not path.exists():
             return None
-        comparison = Comparison.load(path)
+        comparison = load(path)
     except (ArtifactError, OSError) as error:
         logger.warning("the remembered choice cannot be used, measuring anew: %s", error)
         return None
@@ -94,7 +116,7 @@ def recall(path: Path | None, model: torch.nn.Module, budget_s: float) -> Compar
     return comparison if comparison.model == type(model).__name__ else None
 
 
-def remember(path: Path | None, comparison: Comparison) -> None:
+def remember(path: Path | None, comparison: Any) -> None:
     """Keep a comparison for the next time; that it cannot be kept is a WARNING."""
     if path is None:
         return
@@ -122,7 +144,7 @@ def forget(path: Path | None) -> None:
         logger.warning("the remembered choice cannot be removed: %s", error)
 
 
-def _timed_out(comparison: Comparison) -> list[str]:
+def _timed_out(comparison: Any) -> list[str]:
     return [name for name, row in comparison.rows.items() if row.status.kind is Kind.TIMED_OUT]
 
 

@@ -113,7 +113,7 @@ def optimize(
     """
     started = time.monotonic()
     request = check_request(model, inputs, agreement_inputs)
-    chosen = in_order(_of_precisions(choose_recipes(recipes), precisions))
+    chosen = in_order(of_precisions(choose_recipes(recipes), precisions))
     _check_numbers(tolerance, metric_kept)
     check_positive(budget_s=budget_s, memory_bytes=memory_bytes)
     _check_metric(metric, metric_name)
@@ -144,7 +144,7 @@ def optimize(
         job.calibration,
         budget_s - (time.monotonic() - started),
         memory_bytes,
-        _emulated(chosen) if recipes is None else {},
+        why_left_out(chosen) if recipes is None else {},
     )
     comparison = search.run(chosen)
     comparison = replace(comparison, environment={**comparison.environment, "budget_s": budget_s})
@@ -199,7 +199,7 @@ class _OptimizationRequest:
             prepared=prepare(REFERENCE, self.model, self.inputs, verify=False, tolerance=self.tolerance),
             comparison=comparison,
             model=self.model,
-            reason=_why_eager(comparison),
+            reason=why_eager(comparison),
             remembered=remembered,
         )
 
@@ -236,8 +236,8 @@ def _is_complete(comparison: Comparison, recipes: Sequence[Recipe]) -> bool:
     return timed and same and comparison.reference.successful and "measured_at" in comparison.environment
 
 
-def _why_eager(comparison: Comparison) -> str:
-    """In a sentence, why nothing else was chosen."""
+def why_eager(comparison: Any) -> str:
+    """In a sentence, why nothing else was chosen; of any comparison with a row for each recipe."""
     if not comparison.reference.successful:
         return f"it could not be measured ({comparison.reference.status})"
     others = [row for row in comparison.rows.values() if row.recipe != REFERENCE]
@@ -252,16 +252,26 @@ def _why_eager(comparison: Comparison) -> str:
     return f"none of {len(others)} recipes could be measured ({counts})"
 
 
-def _of_precisions(recipes: Sequence[Recipe], precisions: Sequence[str]) -> list[Recipe]:
+def of_precisions(
+    recipes: Sequence[Recipe], precisions: Sequence[str], possible: Sequence[str] = PRECISIONS
+) -> list[Recipe]:
+    """The recipes of these precisions, and the reference.
+
+    Raises
+    ------
+    InputError
+        If a precision is none of those that are possible.
+    """
     if isinstance(precisions, str) or not isinstance(precisions, Iterable) or not tuple(precisions):
-        raise InputError(f"precisions is {precisions!r}; give some of {PRECISIONS}")
+        raise InputError(f"precisions is {precisions!r}; give some of {tuple(possible)}")
     for precision in precisions:
-        if precision not in PRECISIONS:
-            raise InputError(f"precisions holds {precision!r}; choose from {', '.join(PRECISIONS)}")
+        if precision not in possible:
+            raise InputError(f"precisions holds {precision!r}; choose from {', '.join(possible)}")
     return [recipe for recipe in recipes if recipe.name == REFERENCE or recipe.precision in precisions]
 
 
-def _emulated(recipes: Sequence[Recipe]) -> dict[str, str]:
+def why_left_out(recipes: Sequence[Recipe]) -> dict[str, str]:
+    """Why some recipes are of no use to somebody who looks for a fast one, by name."""
     return {recipe.name: why for recipe in recipes if (why := emulated_bf16(recipe))}
 
 

@@ -95,6 +95,8 @@ class Worker:
         self.content = read_parcel(Parcel(**content))
         seconds = time.perf_counter() - started
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else read_parcel(Parcel(**recipe))
+        # For questions that prepare in another way than this class does.
+        self.content["recipe"] = self.recipe
         return {"seconds": seconds}
 
     def roofline(self, precisions: list[str], budget_s: float) -> dict[str, Any]:

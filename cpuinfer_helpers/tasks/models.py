@@ -23,7 +23,7 @@ from cpuinfer_helpers.tasks.kinds.registry import get_kind, kind_names, kinds, t
 from cpuinfer_helpers.tasks.loading import load_task
 from cpuinfer_helpers.tasks.metrics import TaskMetric, VectorMetric
 from cpuinfer_helpers.tasks.task import Task
-from cpuinfer_helpers.tasks.texts import encoded_texts
+from cpuinfer_helpers.tasks.texts import encoded_texts, running_text
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # What a processor is called, and what inputs are made of without one.
@@ -95,6 +95,18 @@ class LoadedModel(Displayed):
             raise InputError(f"batch_size {batch_size} and length {length} must be at least 1")
         processor = self.tokenizer if self.kind.reads_texts else self.processor
         return self._own_inputs(self.kind.inputs(self.kind, self.model, processor, batch_size, length))
+
+    def running_text(self, rows: int = 8, length: int = 64) -> torch.Tensor | None:
+        """Shipped texts one after the other in the model's own tokens, for ``held_out``; None without a tokenizer.
+
+        Parameters
+        ----------
+        rows, length
+            As for :meth:`Task.running_text`.
+        """
+        if self.tokenizer is None:
+            return None
+        return running_text(self.tokenizer, self.kind.texts("heldout"), rows, length)
 
     def as_task(self) -> Task:
         """The task's own offline data with this model: for its metric, and rows to calibrate with.

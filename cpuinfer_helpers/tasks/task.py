@@ -17,7 +17,7 @@ from cpuinfer_helpers.tasks.kinds.base import TaskKind, accuracy
 from cpuinfer_helpers.tasks.kinds.registry import kind_with_data
 from cpuinfer_helpers.tasks.squad import windows
 from cpuinfer_helpers.tasks.squad.data import Question
-from cpuinfer_helpers.tasks.texts import text_inputs
+from cpuinfer_helpers.tasks.texts import running_text, text_inputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,6 +169,29 @@ class Task(Displayed):
         """
         texts = [self.kind.data.text_of(example) for example in self.dataset]
         return text_inputs(self.tokenizer, texts, batch_size, length, tokens, side=self.kind.padding_side)
+
+    def running_text(self, rows: int = 8, length: int = 64, *, split: str | None = None) -> torch.Tensor:
+        """Texts of a part of the data one after the other, cut into rows without padding: for ``held_out``.
+
+        Parameters
+        ----------
+        rows, length
+            At most so many rows, of so many tokens each.
+        split
+            The part; the default one unless given.
+
+        Returns
+        -------
+        torch.Tensor
+            Token ids (rows, length), int64.
+
+        Raises
+        ------
+        InputError
+            For an unknown split, sizes that are not positive, and texts that are too short.
+        """
+        texts = [self.kind.data.text_of(example) for example in self.part(split)[1]]
+        return running_text(self.tokenizer, texts, rows, length)
 
     def longest_row(self, split: str | None = None, limit: int | None = None) -> int:
         """Tokens of the longest row of a part of the data, as :meth:`evaluate` encodes its first examples, or all.

@@ -95,6 +95,41 @@ def encoded_texts(tokenizer: Any, texts: Sequence[Text]) -> list[dict[str, list[
     return rows_of(tokenizer, encoded)
 
 
+def running_text(tokenizer: Any, texts: Sequence[Text], rows: int, length: int) -> torch.Tensor:
+    """Texts one after the other, cut into rows without padding, on which perplexity can be compared.
+
+    Parameters
+    ----------
+    tokenizer
+        Makes tokens of them.
+    texts
+        What is cut.
+    rows, length
+        At most so many rows, of so many tokens each.
+
+    Returns
+    -------
+    torch.Tensor
+        Token ids (rows, length), int64; fewer rows where the texts are shorter.
+
+    Raises
+    ------
+    InputError
+        If a size is not positive, or the texts are too short for a single row.
+    """
+    if rows < 1 or length < 2:
+        raise InputError(f"rows is {rows} and length is {length}; give at least 1 row of 2 tokens")
+    ids: list[int] = []
+    for _, text in texts:
+        ids += tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) >= rows * length:
+            break
+    whole = min(rows, len(ids) // length)
+    if not whole:
+        raise InputError(f"the texts have {len(ids)} tokens, fewer than a row of {length}; ask for shorter rows")
+    return torch.tensor(ids[: whole * length], dtype=torch.long).view(whole, length)
+
+
 def usual_length(config: Any) -> int:
     """384 tokens as in the guide, or as many as the model has positions for."""
     return min(MAX_SEQ_LENGTH, most_positions(config) or MAX_SEQ_LENGTH)

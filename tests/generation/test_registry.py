@@ -24,4 +24,4 @@ def test_only_products_in_fewer_bits_are_emulated(monkeypatch):
     monkeypatch.setattr(MachineReport, "emulation", lambda self, precision: f"emulated {precision}")
     emulated = {recipe.name for recipe in cpu.list_generation_recipes() if recipe.emulated}
     # Weights that are only stored in 8 or 4 bits are multiplied in FP32.
-    assert emulated == {"eager-bf16", "torchscript-bf16", "openvino-bf16", "torchscript-int8"}
+    assert emulated == {"compile-bf16", "eager-bf16", "torchscript-bf16", "openvino-bf16", "torchscript-int8"}

@@ -41,7 +41,7 @@ def _build(request: Request, precision: Context, how: str) -> Build:
 
         # A graph for every length would take seconds of compilation each, and after eight of them torch.compile gives
         # up and runs the model eagerly. One with symbolic sizes is as fast (BERT-base at (1, 384) and (1, 128)).
-        compiled = torch.compile(_with_own_code(model), dynamic=True)
+        compiled = torch.compile(with_own_code(model), dynamic=True)
 
     def answer(tensors: dict[str, torch.Tensor]) -> Tensors:
         # All of these decide which graph runs, and are read at every call. Graphs with frozen weights come back from
@@ -53,7 +53,7 @@ def _build(request: Request, precision: Context, how: str) -> Build:
         with switches.compiled_call(), usual, torch.no_grad(), config.patch(settings), precision():
             return take_apart(compiled(**_plain(tensors), **constants))[0]
 
-    with libraries_quiet() as warnings, _counted() as seen:
+    with libraries_quiet() as warnings, counted() as seen:
         # A batch of one has a graph of its own: make both now, not in the middle of serving.
         for rows in _one_and_two_rows(request.inputs.tensors):
             answer(rows)
@@ -69,15 +69,15 @@ def _build(request: Request, precision: Context, how: str) -> Build:
     )
 
 
-def _with_own_code(model: torch.nn.Module) -> Callable[..., Any]:
+def with_own_code(model: torch.nn.Module) -> Callable[..., Any]:
     """A function that calls the model, with a code object of its own.
 
     torch.compile counts graphs by code object, and all models of a class share that of its ``forward``: after eight
     graphs, of however many models, it would run the ninth eagerly.
     """
 
-    def call(**inputs: Any) -> Any:
-        return model(**inputs)
+    def call(*tensors: Any, **inputs: Any) -> Any:
+        return model(*tensors, **inputs)
 
     call.__code__ = call.__code__.replace()
     return call
@@ -101,7 +101,7 @@ def _one_and_two_rows(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, tor
 
 
 @contextlib.contextmanager
-def _counted() -> Iterator[Counter[str]]:
+def counted() -> Iterator[Counter[str]]:
     """Count what torch.compile does in the block."""
     from torch._dynamo.utils import counters
     from torch._inductor import freezing
@@ -109,18 +109,18 @@ def _counted() -> Iterator[Counter[str]]:
     seen: Counter[str] = Counter({"graphs compiled": 0, "graphs frozen": 0, "graph breaks": 0})
     freeze = freezing.freeze
 
-    def counted(*arguments: object, **settings: object) -> object:
+    def noted(*arguments: object, **settings: object) -> object:
         seen["graphs frozen"] += 1
         return freeze(*arguments, **settings)
 
     graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"].total()
-    with switches.patched(freezing, "freeze", counted):
+    with switches.patched(freezing, "freeze", noted):
         yield seen
     seen["graphs compiled"] = counters["stats"]["unique_graphs"] - graphs
     seen["graph breaks"] = counters["graph_break"].total() - breaks
 
 
-def _obstacle() -> str | None:
+def obstacle() -> str | None:
     """Why torch.compile cannot generate code here: it writes C++ that includes Python's headers."""
     if find_compiler() is None:
         return "no C++ compiler was found; install g++ or clang++, or name one in the variable CXX"
@@ -134,6 +134,6 @@ def _obstacle() -> str | None:
 
 
 RECIPES = (
-    Recipe("compile-fp32", "torch.compile with frozen weights", _build_fp32, obstacle=_obstacle),
-    Recipe("compile-bf16", "torch.compile under BF16 autocast, frozen weights", _build_bf16, obstacle=_obstacle),
+    Recipe("compile-fp32", "torch.compile with frozen weights", _build_fp32, obstacle=obstacle),
+    Recipe("compile-bf16", "torch.compile under BF16 autocast, frozen weights", _build_bf16, obstacle=obstacle),
 )
