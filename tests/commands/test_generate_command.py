@@ -8,6 +8,7 @@ import pytest
 
 from cpuinfer_helpers.__main__ import main
 from tests.conftest import write_tokenizer
+from tests.generation.encoder_models import make_encoder_model
 from tests.generation.models import make_language_model
 
 PROMPT = "the cat sat on the mat"
@@ -31,6 +32,23 @@ def test_a_text_is_continued_and_how_is_told(model_folder, capsys):
     assert PROMPT in shown.out and len(shown.out.rpartition(PROMPT)[2].strip()) >= 3
     assert "fp16, 15 of 15 linear layers" in shown.out
     assert "6 tokens in" in shown.err and "torchscript-fp16w: ScriptModule, frozen, verified" in shown.err
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_what_is_written_of_a_text_is_a_text_of_its_own(tmp_path, name, capsys):
+    folder, saved = tmp_path / "reads and writes", tmp_path / "saved"
+    model = make_encoder_model(name)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    assert main(words(folder, "--receipt", "--save", str(saved))) == 0
+    shown = capsys.readouterr()
+    assert "fp16, 33 of 33 linear layers" in shown.out and PROMPT not in shown.out
+    assert "6 tokens in" in shown.err and "torchscript-fp16w: ScriptModule, frozen, verified" in shown.err
+    written = shown.out.splitlines()[-1]
+    assert len(written.split()) >= 3
+    assert main(words(saved)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == written
 
 
 def test_what_was_saved_continues_it_in_the_same_way(model_folder, tmp_path, capsys):
