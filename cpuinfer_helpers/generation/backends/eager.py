@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.generation.encoding.caches import layouts_of
+from cpuinfer_helpers.generation.encoding.caches import TupleCache, layouts_of
 from cpuinfer_helpers.generation.encoding.sources import (
     EncoderStates,
     called,
@@ -94,11 +94,11 @@ class EagerStep(Step):
 class EagerSourceState(EagerState):
     """The same of both halves, and what the encoder gave."""
 
-    def __init__(self, sources: Sources, capacity: int) -> None:
+    def __init__(self, sources: Sources, capacity: int, *, by_tuples: bool = False) -> None:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
         super().__init__(sources.batch, capacity)
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.cache = TupleCache() if by_tuples else EncoderDecoderCache(DynamicCache(), DynamicCache())
         self.sources = sources
 
     def _reorder(self, rows: torch.Tensor) -> None:
@@ -122,6 +122,8 @@ class EagerEncodingStep(EncodingStep, EagerStep):
     def __init__(self, model: torch.nn.Module, limit: int | None, *, inputs_name: str, reads_mask: bool) -> None:
         super().__init__(model, limit)
         self.inputs_name, self.reads_mask = inputs_name, reads_mask
+        # As some models of transformers 4 keep their tokens.
+        self.by_tuples = False
 
     def _encode(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype
@@ -131,7 +133,7 @@ class EagerEncodingStep(EncodingStep, EagerStep):
             )
 
     def _begin(self, sources: Sources, capacity: int) -> EagerSourceState:
-        return EagerSourceState(sources, capacity)
+        return EagerSourceState(sources, capacity, by_tuples=self.by_tuples)
 
     def _feed(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, state: EagerSourceState, last: int
@@ -144,10 +146,12 @@ class EagerEncodingStep(EncodingStep, EagerStep):
                 ids,
                 mask,
                 positions,
-                past_key_values=state.cache,
+                past_key_values=state.cache.tuples if self.by_tuples else state.cache,
                 cache_position=torch.arange(state.length, state.length + ids.shape[1]),
                 use_cache=True,
             )
+        if self.by_tuples:
+            state.cache.tuples = output.past_key_values
         return output.logits[:, -last:]
 
 
@@ -184,14 +188,15 @@ def _encoding_build(model: torch.nn.Module, limit: int | None, prompts: Mapping[
     source = source.to(dtype) if source.is_floating_point() else source
     step = EagerEncodingStep(model, limit, inputs_name=name, reads_mask=reads_mask(model, name, source))
     sources = step.encode(source, mask)
-    own, cross = layouts_of(model, sources.states, sources.mask)
+    layouts = layouts_of(model, sources.states, sources.mask)
+    step.by_tuples = layouts.by_tuples
     state = step.new_state(sources.batch, 2, sources)
     ids = torch.full((sources.batch, 1), start_token(model))
     first = torch.ones_like(ids)
     # What the first token alone goes through, such as keys and values of the source, is not read again.
     step.feed(ids, first, 0 * first, state)
     used = modules_called(model, lambda: step.feed(ids, first.repeat(1, 2), first, state))
-    return _described(model, step, own, cross, weights_of(model, used))
+    return _described(model, step, layouts.own, layouts.cross, weights_of(model, used))
 
 
 def _described(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from cpuinfer_helpers.generation.encoding.caches import CrossCache, PairCache
+from cpuinfer_helpers.generation.encoding.caches import CrossCache, Layouts, PairCache, as_tuples
 from cpuinfer_helpers.generation.encoding.sources import EncoderStates, called
 from cpuinfer_helpers.generation.layout import NotingCache
 from cpuinfer_helpers.generation.traced_step import TraceableStep, masks_by_kind
@@ -25,11 +26,13 @@ class SourceReader(torch.nn.Module):
         Of an encoder and a decoder.
     kinds
         Kinds of attention, see :func:`~cpuinfer_helpers.generation.positions.attention_kinds`.
+    by_tuples
+        See :class:`~cpuinfer_helpers.generation.encoding.caches.Layouts`.
     """
 
-    def __init__(self, model: torch.nn.Module, kinds: Sequence[str]) -> None:
+    def __init__(self, model: torch.nn.Module, kinds: Sequence[str], *, by_tuples: bool) -> None:
         super().__init__()
-        self.model, self.kinds = model, tuple(kinds)
+        self.model, self.kinds, self.by_tuples = model, tuple(kinds), by_tuples
 
     def forward(self, states: torch.Tensor, *mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The keys of each layer, then the values, each (batch, heads, places, size).
@@ -43,17 +46,21 @@ class SourceReader(torch.nn.Module):
         """
         cross = NotingCache()
         first = torch.zeros_like(states[:, :1, 0], dtype=torch.long)
-        called(
+        masks = [torch.zeros_like(states[:, :1, :1, None])] * len(self.kinds)
+        output = called(
             self.model,
             {"encoder_outputs": EncoderStates(last_hidden_state=states), "attention_mask": mask[0] if mask else None},
             first,
-            masks_by_kind(self.kinds, [torch.zeros_like(states[:, :1, :1, None])] * len(self.kinds)),
+            as_mask(masks[0]) if self.by_tuples else masks_by_kind(self.kinds, masks),
             first,
-            past_key_values=PairCache(NotingCache(), cross, 0),
+            past_key_values=None if self.by_tuples else PairCache(NotingCache(), cross, 0),
             cache_position=torch.arange(1),
             use_cache=True,
         )
-        stored = [cross.seen[layer] for layer in range(len(cross.seen))]
+        if self.by_tuples:
+            stored = [layer[2:] for layer in output.past_key_values]
+        else:
+            stored = [cross.seen[layer] for layer in range(len(cross.seen))]
         return tuple(tensor for part in zip(*stored, strict=True) for tensor in part)
 
 
@@ -67,8 +74,8 @@ class TraceableDecoderStep(TraceableStep):
     ----------
     model, kinds
         See :class:`~cpuinfer_helpers.generation.traced_step.TraceableStep`.
-    layers
-        How many have cross-attention.
+    layouts
+        What it stores.
     width
         Of what the encoder gives.
     reads_mask
@@ -76,10 +83,11 @@ class TraceableDecoderStep(TraceableStep):
     """
 
     def __init__(
-        self, model: torch.nn.Module, kinds: Sequence[str], layers: int, width: int, *, reads_mask: bool
+        self, model: torch.nn.Module, kinds: Sequence[str], layouts: Layouts, width: int, *, reads_mask: bool
     ) -> None:
         super().__init__(model, kinds)
-        self.layers, self.width, self.reads_mask = layers, width, reads_mask
+        self.layers, self.by_tuples = len(layouts.cross.keys), layouts.by_tuples
+        self.width, self.reads_mask = width, reads_mask
 
     def logits(
         self,
@@ -95,13 +103,42 @@ class TraceableDecoderStep(TraceableStep):
         # The encoder's states are looked at for their shape alone: all that is read of them is in the cache.
         shape = ids.shape[0], cross[0].shape[2], self.width
         states = torch.zeros(1, dtype=cross[0].dtype).expand(shape)
+        given = {"encoder_outputs": EncoderStates(last_hidden_state=states), "attention_mask": mask}
+        if self.by_tuples:
+            return self._logits_by_tuples(given, ids, positions, slots, masks[0], own, cross)
+        cache = PairCache(self.cache_of(own, slots, masks[0].shape[-1]), CrossCache(cross), self.layers)
         return called(
             self.model,
-            {"encoder_outputs": EncoderStates(last_hidden_state=states), "attention_mask": mask},
+            given,
             ids,
             masks_by_kind(self.kinds, masks),
             positions,
-            past_key_values=PairCache(self.cache_of(own, slots, masks[0].shape[-1]), CrossCache(cross), self.layers),
+            past_key_values=cache,
             cache_position=slots,
             use_cache=True,
         ).logits
+
+    def _logits_by_tuples(
+        self,
+        given: Mapping[str, Any],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        mask: torch.Tensor,
+        own: Sequence[torch.Tensor],
+        cross: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """The same of a decoder that appends to tuples: the new ones are written to where they belong afterwards."""
+        new = slots.shape[0]
+        before = mask.shape[-1] - new
+        past = as_tuples([kept.narrow(2, 0, before) for kept in own], cross)
+        output = called(self.model, given, ids, as_mask(mask), positions, past_key_values=past, use_cache=True)
+        for part in (0, 1):
+            for kept, layer in zip(own[part * self.layers :], output.past_key_values, strict=False):
+                kept.index_copy_(2, slots, layer[part].narrow(2, before, new).to(kept.dtype))
+        return output.logits
+
+
+def as_mask(added: torch.Tensor) -> torch.Tensor:
+    """1 for tokens and 0 for padding, of what is added to scores: the last token sees all that is no padding."""
+    return (added[:, 0, -1] == 0).long()

@@ -156,12 +156,13 @@ def trace_encoding_step(
     with torch.no_grad():
         states = encoded(model, name, source[:2], None if mask is None else mask[:2])
     of_source = (states, *(() if mask is None else (mask[:2],)))
-    own, cross = layouts_of(model, *(of_source if masked else (states, None)))
-    reader, of_reader = traced(SourceReader(model, tuple(kinds)), of_source)
+    layouts = layouts_of(model, *(of_source if masked else (states, None)))
+    own, cross = layouts.own, layouts.cross
+    reader, of_reader = traced(SourceReader(model, tuple(kinds), by_tuples=layouts.by_tuples), of_source)
     with torch.no_grad():
         given = (*of_source[1:], *reader(*of_source))
     _refuse_other_layout(given[len(of_source) - 1 :], cross, states)
-    adapter = TraceableDecoderStep(model, tuple(kinds), len(cross.keys), states.shape[-1], reads_mask=masked)
+    adapter = TraceableDecoderStep(model, tuple(kinds), layouts, states.shape[-1], reads_mask=masked)
     ids, positions, slots, wanted, *others = example_of(own, kinds, dtype, room=ROOM)
     example = (ids, positions, slots, wanted, *others[: len(kinds)], *given, *others[len(kinds) :])
     with torch.no_grad():
