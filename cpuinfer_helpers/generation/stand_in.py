@@ -307,6 +307,8 @@ def _takes_anything(forward: Any) -> bool:
 
 def _sources_of(states: torch.Tensor, mask: torch.Tensor | None, step: EncodingStep) -> Sources:
     if step.reads_mask and mask is None:
+        if step.inputs_name != "input_ids":
+            raise InputError(f"give attention_mask of the {step.inputs_name} that encoder_outputs were made of")
         mask = torch.ones(states.shape[:2], dtype=torch.long)
     return Sources(states, mask if step.reads_mask else None)
 

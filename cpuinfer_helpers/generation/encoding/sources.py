@@ -162,27 +162,39 @@ def reads_mask(model: torch.nn.Module, name: str, source: torch.Tensor) -> bool:
     Raises
     ------
     RecipeError
-        If the model does not run on the source.
+        If the model does not run on the source, or reads a mask of another shape than (rows, places).
     """
     if not named_arguments(model, {MASK: 0}):
         return False
     if name == TOKENS:
         return True
-    ids, positions = torch.full((len(source), 1), start_token(model)), torch.zeros(len(source), 1, dtype=torch.long)
-    ones = torch.ones(source.shape[:2], dtype=torch.long)
-    half = ones.clone()
-    half[:, ones.shape[1] // 2 :] = 0
     try:
-        with torch.no_grad():
-            plain = called(model, {name: source}, ids, None, positions).logits
+        plain = _first_logits(model, {name: source})
     except Exception as error:  # the model's own Python may raise anything
         raise RecipeError(f"the model itself fails on {name} of {tuple(source.shape)}: {first_line(error)}") from error
-    try:
-        with torch.no_grad():
-            masked = called(model, {name: source, MASK: half}, ids, None, positions).logits
-    except Exception:  # a mask of this shape is none for the model, such as one over bins of frequency
-        return False
-    return not torch.equal(plain, masked)
+    failed: Exception | None = None
+    # Whisper, which reads none, is given its frames last.
+    for places in dict.fromkeys((source.shape[1], source.shape[-1])):
+        mask = torch.ones(len(source), places, dtype=torch.long)
+        mask[:, places // 2 :] = 0
+        try:
+            seen = _first_logits(model, {name: source, MASK: mask})
+        except Exception as error:  # a mask of this shape may be none for the model
+            failed = error
+            continue
+        if torch.equal(plain, seen):
+            return False
+        if places == source.shape[1]:
+            return True
+        raise RecipeError(f"it reads a mask of its sources of shape {tuple(mask.shape)}, where (rows, places) is known")
+    raise RecipeError(f"the model itself fails with a mask of its sources: {first_line(failed)}") from failed
+
+
+def _first_logits(model: torch.nn.Module, sources: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    rows = len(next(iter(sources.values())))
+    ids, positions = torch.full((rows, 1), start_token(model)), torch.zeros(rows, 1, dtype=torch.long)
+    with torch.no_grad():
+        return called(model, sources, ids, None, positions).logits
 
 
 def example_sources(prompts: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
