@@ -34,6 +34,7 @@ from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.scratch import sweep
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -223,9 +224,9 @@ class _Preparation:
         model = self._stand_in(build)
         prompts = {name: tensor[:1] for name, tensor in self.prompts.tensors.items()}
         try:
-            with torch.no_grad():
+            with libraries_quiet(), torch.no_grad():
                 model.generate(**prompts, max_new_tokens=2, do_sample=False)
-        except InputError:
+        except InputError:  # such as an example that is as long as a text may be
             return
         except Exception as error:  # the class's own Python may raise anything
             raise RecipeError(

@@ -147,33 +147,50 @@ def trace_encoding_step(
     """
     # What stands in the place of other layers was made in training mode.
     name = source_name(model.eval())
-    source, mask = example_sources(prompts, name)
-    source = source.to(dtype) if source.is_floating_point() else source
-    masked = reads_mask(model, name, source)
-    mask = (torch.ones(source.shape[:2], dtype=torch.long) if mask is None else mask) if masked else None
+    source, mask = _source(model, prompts, name, dtype)
     kinds = attention_kinds(model.config.get_text_config(decoder=True))
     encoder = _traced_encoder(model, name, source, mask)
     with torch.no_grad():
-        states = encoded(model, name, source[:2], None if mask is None else mask[:2])
-    of_source = (states, *(() if mask is None else (mask[:2],)))
-    layouts = layouts_of(model, *(of_source if masked else (states, None)))
-    own, cross = layouts.own, layouts.cross
-    reader, of_reader = traced(SourceReader(model, tuple(kinds), by_tuples=layouts.by_tuples), of_source)
+        states = encoded(model, name, source, mask)
+    masks = () if mask is None else (mask,)
+    layouts = layouts_of(model, states, mask)
+    reader, of_reader = traced(SourceReader(model, tuple(kinds), by_tuples=layouts.by_tuples), (states, *masks))
     with torch.no_grad():
-        given = (*of_source[1:], *reader(*of_source))
-    _refuse_other_layout(given[len(of_source) - 1 :], cross, states)
-    adapter = TraceableDecoderStep(model, tuple(kinds), layouts, states.shape[-1], reads_mask=masked)
-    ids, positions, slots, wanted, *others = example_of(own, kinds, dtype, room=ROOM)
-    example = (ids, positions, slots, wanted, *others[: len(kinds)], *given, *others[len(kinds) :])
+        read = reader(states, *masks)
+    _refuse_other_layout(read, layouts.cross, states)
+    adapter = TraceableDecoderStep(model, tuple(kinds), layouts, states.shape[-1], reads_mask=mask is not None)
+    example = _example(layouts.own, kinds, dtype, (*masks, *read))
     with torch.no_grad():
         used = modules_called(model, lambda: adapter(*example))
     decoder, of_decoder = traced(adapter, example)
-    step = TracedEncodingStep(
-        Traces(encoder, reader, decoder), own, kinds, dtype, limit, inputs_name=name, reads_mask=masked
-    )
+    traces, reads = Traces(encoder, reader, decoder), mask is not None
+    step = TracedEncodingStep(traces, layouts.own, kinds, dtype, limit, inputs_name=name, reads_mask=reads)
+    return TracedEncoding(step, layouts.cross, used, _evidence(encoder), (*of_reader, *of_decoder))
+
+
+def _source(
+    model: torch.nn.Module, prompts: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What an encoder is traced with; no mask where the model reads none."""
+    source, mask = example_sources(prompts, name)
+    source = source.to(dtype) if source.is_floating_point() else source
+    if not reads_mask(model, name, source):
+        return source, None
+    return source, torch.ones(source.shape[:2], dtype=torch.long) if mask is None else mask
+
+
+def _example(
+    own: Layout, kinds: dict[str, int | None], dtype: torch.dtype, given: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """What a decoder's step is traced with: what is given of sources stands between masks and keys, for two rows."""
+    ids, positions, slots, wanted, *others = example_of(own, kinds, dtype, room=ROOM)
+    masks, kept = others[: len(kinds)], others[len(kinds) :]
+    return (ids, positions, slots, wanted, *masks, *(tensor[: len(ids)] for tensor in given), *kept)
+
+
+def _evidence(encoder: TracedModel) -> dict[str, str]:
     how = "a ScriptModule for each shape" if isinstance(encoder, TracedEachShape) else "ScriptModule, frozen"
-    evidence = {"encoder": f"{how}, verified ({encoder.receipt.checks_summary()})"}
-    return TracedEncoding(step, cross, used, evidence, (*of_reader, *of_decoder))
+    return {"encoder": f"{how}, verified ({encoder.receipt.checks_summary()})"}
 
 
 def _traced_encoder(model: torch.nn.Module, name: str, source: torch.Tensor, mask: torch.Tensor | None) -> TracedModel:
