@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from sweep import report, workers  # noqa: E402
-from sweep.classes import TASKS, WRITERS, Case, all_cases  # noqa: E402
+from sweep.classes import SPEECH, TASKS, WRITING_TASKS, Case, all_cases  # noqa: E402
 from sweep.sample import SAMPLE  # noqa: E402
 from sweep.trial import RECIPES  # noqa: E402
 from sweep.writing import WRITING  # noqa: E402
@@ -105,8 +105,10 @@ def chosen(options: argparse.Namespace) -> list[workers.Job]:
 
 
 def _recipes_for(case: Case, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Those that are wanted; only language models write."""
-    return tuple(name for name in RECIPES if name in wanted and (name != WRITING or case.task == WRITERS))
+    """Those that are wanted; only some models write, and of those for speech nothing else is tried."""
+    if case.task == SPEECH:
+        return tuple(name for name in wanted if name == WRITING)
+    return tuple(name for name in RECIPES if name in wanted and (name != WRITING or case.task in WRITING_TASKS))
 
 
 def _every(cases: Sequence[Case], step: int) -> list[Case]:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="a folder that save_pretrained or --save wrote, or a name on the hub"
     )
-    parser.add_argument("--prompt", action="append", help="what to continue; several times for several texts")
+    parser.add_argument("--prompt", action="append", help="what to continue, or what an encoder reads; several times")
     parser.add_argument("--prompt-file", metavar="FILE", help="a file whose whole text is continued")
     parser.add_argument("--recipe", help=f"how to run it (default {_RECIPE}); a folder of --save has its own")
     parser.add_argument("--max-new-tokens", type=int, default=_NEW_TOKENS, help=f"at most so many ({_NEW_TOKENS})")
@@ -116,10 +116,11 @@ def _prepared(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Any
 
 def _model(name: str) -> tuple[Any, Any]:
     from cpuinfer_helpers.tasks import hub
-    from cpuinfer_helpers.tasks.checkpoints import load_tokenizer, load_weights
+    from cpuinfer_helpers.tasks.checkpoints import load_config, load_tokenizer, load_weights
 
     def load(folder: Path) -> tuple[Any, Any]:
-        return load_weights("AutoModelForCausalLM", folder, use_safetensors=True), load_tokenizer(folder)
+        kind = "AutoModelForSeq2SeqLM" if load_config(folder).is_encoder_decoder else "AutoModelForCausalLM"
+        return load_weights(kind, folder, use_safetensors=True), load_tokenizer(folder)
 
     if given_path(name, "--model").is_dir():
         try:
@@ -143,7 +144,7 @@ def _encoded(tokenizer: Any, prompt: str, config: Any) -> dict[str, Any]:
     ids = encoded["input_ids"]
     if ids.shape[1] == 0:
         raise InputError(f"the tokenizer makes no token of {prompt!r:.80}")
-    size = config.get_text_config(decoder=True).vocab_size
+    size = getattr(config, "src_vocab_size", None) or config.get_text_config(decoder=True).vocab_size
     if int(ids.max()) >= size:
         raise InputError(
             f"token {int(ids.max())} of the tokenizer is none of the model's {size}; give its own tokenizer"
@@ -163,11 +164,16 @@ def _write(generator: Any, tokenizer: Any, prompt: str, options: argparse.Namesp
         settings["prompt_lookup_num_tokens"] = options.prompt_lookup
     if generator.generation_config.pad_token_id is None:
         settings["pad_token_id"] = tokenizer.pad_token_id or tokenizer.eos_token_id
-    print(prompt, end="", flush=True)
+    if not generator.reads_source:
+        # What is written of a source is a text of its own.
+        print(prompt, end="", flush=True)
     torch.manual_seed(options.seed)
     started = time.perf_counter()
+    # It takes what it is told first for the prompt: of a decoder beside an encoder the token that it begins with.
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     tokens = generator.generate(**inputs, **settings, streamer=streamer)
-    seconds, new = time.perf_counter() - started, tokens.shape[1] - inputs["input_ids"].shape[1]
+    # A decoder beside an encoder begins with a token of its own.
+    begun = 1 if generator.reads_source else inputs["input_ids"].shape[1]
+    seconds, new = time.perf_counter() - started, tokens.shape[1] - begun
     print(flush=True)
     say(f"generate: {new} tokens in {format_seconds(seconds)}, {new / seconds:.1f} tokens/s, by {generator}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.generation.encoding.sources import bound_sources, has_encoder, source_name
 from cpuinfer_helpers.generation.positions import check_left_padding
 from cpuinfer_helpers.generation.saved import ToSave, write_generator
 from cpuinfer_helpers.generation.step import StepBuild
@@ -45,7 +46,7 @@ class Generator(SaysWhatItIs, Carried):
         What ``generate()`` belongs to, for whatever wants a model of transformers' own class, such as a pipeline: an
         object of the model's class without its weights, or the eager model after a fallback.
     inputs : BoundInputs
-        The example prompts.
+        The example prompts, or what an encoder reads.
     config
         The model's configuration.
     probe : dict of str to Tensor
@@ -112,6 +113,11 @@ class Generator(SaysWhatItIs, Carried):
         return self
 
     @property
+    def reads_source(self) -> bool:
+        """Whether an encoder reads before a decoder writes."""
+        return has_encoder(self.model)
+
+    @property
     def generation_config(self) -> Any:
         """Transformers' settings of ``generate()``, which may be changed."""
         return self.model.generation_config
@@ -125,20 +131,22 @@ class Generator(SaysWhatItIs, Carried):
         return self.prepared and not self.recipe.startswith(("eager-", "torchscript-"))
 
     def generate(self, inputs: torch.Tensor | None = None, **named: Any) -> Any:
-        """Continue prompts, by transformers' own ``generate()``.
+        """Continue prompts, or write of what an encoder reads, by transformers' own ``generate()``.
 
         Parameters
         ----------
         inputs
-            Token ids of the prompts (rows, tokens); or give ``input_ids``.
+            Token ids of the prompts (rows, tokens); or give ``input_ids``. Of a model with an encoder what that reads.
         **named
             ``attention_mask`` (rows, tokens) with 0 for padding on the left, and everything that transformers knows:
             ``max_new_tokens``, ``do_sample``, ``num_beams``, ``streamer``, ``prompt_lookup_num_tokens``,
-            ``assistant_model``, which may be another Generator ...
+            ``assistant_model``, which may be another Generator ... An encoder's ``attention_mask`` may have padding
+            on either side, and ``decoder_attention_mask`` has it on the left.
 
         Returns
         -------
-        What transformers returns: token ids (rows, tokens), prompts included, unless more was asked for.
+        What transformers returns: token ids (rows, tokens), unless more was asked for. Prompts are among them, and of
+        a model with an encoder what its decoder begins with.
 
         Raises
         ------
@@ -147,16 +155,16 @@ class Generator(SaysWhatItIs, Carried):
             for that only the eager model has, such as hidden states.
         """
         self._refuse_fork()
-        mask = named.get("attention_mask")
-        if isinstance(mask, torch.Tensor):
-            check_left_padding(mask)
+        name = "decoder_attention_mask" if self.reads_source else "attention_mask"
+        if isinstance(named.get(name), torch.Tensor):
+            check_left_padding(named[name], name)
         assistant = named.get("assistant_model")
         if isinstance(assistant, Generator):
             named["assistant_model"] = assistant.model
-        if inputs is not None:
-            named["inputs"] = inputs
+        # Whatever its first argument is called: Whisper has another name for it.
+        first = () if inputs is None else (inputs,)
         with torch.no_grad():
-            return self.model.generate(**named)
+            return self.model.generate(*first, **named)
 
     def __call__(self, **inputs: Any) -> Any:
         """Logits of every token, as ``model(**inputs)`` gives them.
@@ -165,11 +173,12 @@ class Generator(SaysWhatItIs, Carried):
         ----------
         **inputs
             ``input_ids`` (rows, tokens), ``attention_mask`` (rows, tokens so far), ``past_key_values`` that an earlier
-            call returned, ``logits_to_keep``.
+            call returned, ``logits_to_keep``. Of a model with an encoder what that reads, or ``encoder_outputs``, and
+            ``decoder_input_ids``, ``decoder_attention_mask``.
 
         Returns
         -------
-        transformers.modeling_outputs.CausalLMOutputWithPast
+        transformers.modeling_outputs.CausalLMOutputWithPast, or Seq2SeqLMOutput of a model with an encoder
         """
         self._refuse_fork()
         with torch.no_grad():
@@ -221,6 +230,17 @@ class Generator(SaysWhatItIs, Carried):
             return f"{self.recipe}: NOT prepared, the eager model writes, because {self.reason}"
         checked = "verified" if self.receipt.verified else "not verified"
         return f"{self.recipe}: {self.receipt.runs}, {checked} ({self.receipt.checks_summary()})"
+
+
+def bound_example(inputs: Mapping[str, Any], model: Any) -> BoundInputs:
+    """An example as a model takes it: prompts, or what its encoder reads.
+
+    Raises
+    ------
+    InputError
+        If it cannot be used.
+    """
+    return bound_sources(inputs, source_name(model)) if has_encoder(model) else bound_prompts(inputs)
 
 
 def bound_prompts(inputs: Mapping[str, Any]) -> BoundInputs:

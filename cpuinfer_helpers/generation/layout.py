@@ -92,19 +92,21 @@ class OwnCache(Cache):
         """Nothing is forgotten that would have to be kept."""
 
 
-class _Noting(OwnCache):
+class NotingCache(OwnCache):
     """Notes what each layer stores."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Note them, and hand them out."""
         if layer_idx in self.seen:
             raise RecipeError(f"layer {layer_idx} stores keys and values twice for one token")
         self.seen[layer_idx] = key, value
         return key, value
 
     def get_seq_length(self, layer_idx: int | None = 0) -> int:
+        """There were none before."""
         return 0
 
 
@@ -132,7 +134,7 @@ def layout_of(model: torch.nn.Module) -> Layout:
     RecipeError
         If it does not keep its tokens in one of transformers' caches, or keeps anything but keys and values.
     """
-    cache, mask = _Noting(), torch.ones(1, 2, dtype=torch.long)
+    cache, mask = NotingCache(), torch.ones(1, 2, dtype=torch.long)
     arguments = {
         "input_ids": torch.tensor([[3, 4]]),
         "attention_mask": mask,
@@ -148,14 +150,34 @@ def layout_of(model: torch.nn.Module) -> Layout:
         raise
     except Exception as error:  # the model's own Python, which may want a cache of its own kind
         raise RecipeError(f"{type(model).__name__} does not run on a cache of ours: {first_line(error)}") from error
+    return layout_from(cache, type(model).__name__, 2)
+
+
+def layout_from(cache: NotingCache, name: str, tokens: int | None) -> Layout:
+    """The layout of what was noted.
+
+    Parameters
+    ----------
+    cache
+        In which a model has stored something.
+    name
+        The model's class.
+    tokens
+        Of how many tokens; None for any number.
+
+    Raises
+    ------
+    RecipeError
+        If that is anything but keys and values of each layer.
+    """
     stored = [cache.seen.get(layer) for layer in range(len(cache.seen))]
     if not stored or None in stored:
         raise RecipeError(
-            f"{type(model).__name__} keeps something else of its tokens than keys and values for each layer; this "
-            "recipe knows no other state"
+            f"{name} keeps something else of its tokens than keys and values for each layer; this recipe knows no "
+            "other state"
         )
     for key, value in stored:
-        if key.dim() != 4 or value.dim() != 4 or key.shape[2] != 2:
+        if key.dim() != 4 or value.dim() != 4 or (tokens is not None and key.shape[2] != tokens):
             shape = tuple(key.shape)
-            raise RecipeError(f"{type(model).__name__} stores keys of shape {shape}, not (1, heads, 2, size)")
+            raise RecipeError(f"{name} stores keys of shape {shape}, not (batch, heads, {tokens or 'places'}, size)")
     return Layout(*(tuple((t.shape[1], t.shape[3]) for t in part) for part in zip(*stored, strict=True)))

@@ -78,6 +78,8 @@ class Fp16Linear(Replacing):
     """
 
     stored = "fp16"
+    # Some models ask whether it is a tensor, to cast what is multiplied by it: T5.
+    weight = None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -118,6 +120,7 @@ class Int8Linear(Replacing):
     """
 
     stored = "int8"
+    weight = None
 
     def __init__(self, whole: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -292,12 +295,20 @@ def replace(model: torch.nn.Module, make: Callable[[torch.Tensor, torch.Tensor |
 
 
 def replace_embedding(model: torch.nn.Module, make: Callable[[torch.Tensor], Replacing]) -> None:
-    """Put another module in the place of the token embedding, where that only looks rows up."""
-    embedding = model.get_input_embeddings()
-    plain = type(embedding).forward is torch.nn.Embedding.forward and not has_own_code(embedding)
-    path = next((path for path, part in model.named_modules() if part is embedding), "")
-    if plain and path:
-        put(model, path, make(embedding.weight))
+    """Put another module in the place of the token embedding, where that only looks rows up.
+
+    An encoder and a decoder look up the same rows, each in a module of its own or both in one.
+    """
+    weight = model.get_input_embeddings().weight
+    same = {
+        path: part
+        for path, part in model.named_modules(remove_duplicate=False)
+        if path and isinstance(part, torch.nn.Embedding) and part.weight is weight
+    }
+    if all(type(part).forward is torch.nn.Embedding.forward and not has_own_code(part) for part in same.values()):
+        made = make(weight)
+        for path in same:
+            put(model, path, made)
 
 
 def saturated(layer: torch.nn.Module) -> int:

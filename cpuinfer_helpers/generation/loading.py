@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from cpuinfer_helpers.errors import ArtifactError, RecipeError, not_loaded
-from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.generator import Generator, bound_example
+from cpuinfer_helpers.generation.probe import prompts_of
 from cpuinfer_helpers.generation.saved import COMPARISON_FILE, KIND, read_generator_manifest, restore_generator
 from cpuinfer_helpers.generation.selection.result import GenerationComparison
 from cpuinfer_helpers.generation.stand_in import stand_in
@@ -39,10 +40,11 @@ def load_generator(directory: str | os.PathLike[str], *, verify: bool = True) ->
     folder = given_path(directory, "directory")
     try:
         made = restore_generator(read_generator_manifest(folder), folder, verify=verify)
+        model = stand_in(made.model_class, made.config, made.settings, made.build.step)
         return Generator(
             recipe=made.recipe,
-            model=stand_in(made.model_class, made.config, made.settings, made.build.step),
-            inputs=bound_prompts({"input_ids": made.probe["ids"], "attention_mask": made.probe["mask"]}),
+            model=model,
+            inputs=bound_example(prompts_of(made.probe), model),
             receipt=made.receipt,
             build=made.build,
             probe=made.probe,

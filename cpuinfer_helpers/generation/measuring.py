@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from cpuinfer_helpers.display import Displayed, Table, bar_chart, format_seconds
 from cpuinfer_helpers.errors import InputError
-from cpuinfer_helpers.generation.generator import Generator, bound_prompts
-from cpuinfer_helpers.generation.step import State, Step
+from cpuinfer_helpers.generation.encoding.sources import start_token
+from cpuinfer_helpers.generation.generator import Generator, bound_example
+from cpuinfer_helpers.generation.step import EncodingStep, Sources, State, Step
 from cpuinfer_helpers.timing.results import Roofline, Speedup, Timing
 
 
@@ -235,7 +236,8 @@ def measure_generation(
     generators
         By name; the first one is what the others are compared with.
     prompts
-        ``input_ids`` and ``attention_mask`` (rows, tokens), padded on the left.
+        ``input_ids`` and ``attention_mask`` (rows, tokens), padded on the left; of models with an encoder what that
+        reads.
     new_tokens
         How many tokens each writes; none stops before.
     turns
@@ -258,7 +260,7 @@ def measure_generation(
         raise InputError("measure_generation: give at least one generator by name")
     if new_tokens < 2 or turns < 1:
         raise InputError(f"new_tokens is {new_tokens} and turns is {turns}; at least 2 and 1 can be measured")
-    inputs = bound_prompts(prompts).tensors
+    inputs = bound_example(prompts, next(iter(generators.values())).model).tensors
     runners = {name: Writer(generator, inputs, new_tokens) for name, generator in generators.items()}
     bar = tqdm(total=len(runners) * (turns + 1), unit="text", disable=not progress, leave=False)
     with bar:
@@ -279,8 +281,8 @@ def measure_generation(
         {
             name: GenerationTiming(
                 label=name,
-                rows=len(inputs["input_ids"]),
-                prompt_tokens=inputs["input_ids"].shape[1],
+                rows=runner.rows,
+                prompt_tokens=runner.length,
                 new_tokens=new_tokens,
                 first_call=first[name],
                 turns=tuple(seen[name]),
@@ -314,8 +316,8 @@ class _TimedStep(Step):
     def __init__(self, step: Step) -> None:
         self.inner, self.limit, self.seconds = step, step.limit, []
 
-    def new_state(self, batch: int, length: int) -> State:
-        return self.inner.new_state(batch, length)
+    def new_state(self, batch: int, length: int, sources: Sources | None = None) -> State:
+        return self.inner.new_state(batch, length, sources)
 
     def feed(self, *arguments: Any, **named: Any) -> torch.Tensor:
         started = time.perf_counter()
@@ -330,6 +332,23 @@ class _TimedStep(Step):
         raise NotImplementedError
 
 
+class _TimedEncodingStep(_TimedStep, EncodingStep):
+    """The same of a step that also encodes."""
+
+    def __init__(self, step: EncodingStep) -> None:
+        super().__init__(step)
+        self.inputs_name, self.reads_mask = step.inputs_name, step.reads_mask
+
+    def encode(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> Sources:
+        return self.inner.encode(inputs, mask)
+
+    def _encode(self, *arguments: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _begin(self, *arguments: Any) -> State:
+        raise NotImplementedError
+
+
 class Writer:
     """Writes with one generator, and looks at the clock.
 
@@ -338,7 +357,7 @@ class Writer:
     generator
         What writes.
     prompts
-        ``input_ids`` and ``attention_mask`` (rows, tokens).
+        ``input_ids`` and ``attention_mask`` (rows, tokens), or what an encoder reads.
     new_tokens
         How many tokens it writes each time.
     """
@@ -349,6 +368,10 @@ class Writer:
         self.generator, self.prompts, self.new_tokens = generator, prompts, new_tokens
         # None that would stop before, or choose otherwise than the most likely token.
         self.settings = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+        self.source = next(iter(prompts.values())) if generator.reads_source else None
+        if self.source is not None:
+            self.settings.decoder_start_token_id = start_token(generator.model)
+        self.rows, self.length = size_of(prompts)
 
     @property
     def weight_bytes(self) -> int:
@@ -361,13 +384,18 @@ class Writer:
         build = self.generator.build
         if build is None:
             return 0
-        rows, length = self.prompts["input_ids"].shape
-        return build.weight_bytes + rows * (length + self.new_tokens // 2) * build.token_bytes
+        if self.source is None:
+            kept = (self.length + self.new_tokens // 2) * build.token_bytes
+        else:
+            places = build.step.encode(self.source, self.prompts.get("attention_mask")).states.shape[1]
+            begun = self.prompts["decoder_input_ids"].shape[1] if "decoder_input_ids" in self.prompts else 1
+            kept = places * build.source_bytes + (begun + self.new_tokens // 2) * build.token_bytes
+        return build.weight_bytes + self.rows * kept
 
     def write(self) -> tuple[torch.Tensor, Turn]:
         """Write a whole text, greedily: all tokens, prompts included, and how long each new one took."""
         clock = _Clock()
-        with _timed(self.generator) as step:
+        with _settings_of(self.generator, self.settings), _timed(self.generator) as step:
             started = time.perf_counter()
             tokens = self.generator.generate(**self.prompts, generation_config=self.settings, streamer=clock)
         # It is told of the prompt first.
@@ -376,12 +404,30 @@ class Writer:
         return tokens, Turn(times[0] - started, pauses, tuple(step.seconds[1:]) if step else ())
 
 
+def size_of(prompts: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """How many prompts of how many tokens, or how many sources of how many tokens, frames or samples."""
+    first = next(iter(prompts.values()))
+    return len(first), max(first.shape[1:])
+
+
+@contextmanager
+def _settings_of(generator: Generator, settings: Any) -> Iterator[None]:
+    """With none of a model's own settings, such as beams, which transformers adds to those that it is given."""
+    own = generator.model.generation_config
+    generator.model.generation_config = settings
+    try:
+        yield
+    finally:
+        generator.model.generation_config = own
+
+
 @contextmanager
 def _timed(generator: Generator) -> Iterator[_TimedStep | None]:
     if generator.build is None:
         yield None
         return
-    timed = _TimedStep(generator.build.step)
+    step = generator.build.step
+    timed = _TimedEncodingStep(step) if isinstance(step, EncodingStep) else _TimedStep(step)
     generator.model.step = timed
     try:
         yield timed

@@ -14,9 +14,18 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 CHUNKED = "chunked_attention"
 
+_OF_DECODER = "decoder_attention_mask"
 
-def check_left_padding(mask: torch.Tensor) -> None:
+
+def check_left_padding(mask: torch.Tensor, name: str = "attention_mask") -> None:
     """Raise where padding stands anywhere but on the left.
+
+    Parameters
+    ----------
+    mask
+        1 for tokens and 0 for padding, (batch, tokens).
+    name
+        Of the argument that it is.
 
     Raises
     ------
@@ -25,15 +34,18 @@ def check_left_padding(mask: torch.Tensor) -> None:
         read it: the answers are wrong without an error.
     """
     if mask.dim() != 2:
-        raise InputError(f"attention_mask has {mask.dim()} dimensions; give one of shape (batch, tokens)")
-    wrong = (mask[:, 1:] < mask[:, :-1]).any(dim=1)
+        raise InputError(f"{name} has {mask.dim()} dimensions; give one of shape (batch, tokens)")
+    # Transformers puts the token that a decoder begins with before the padding, where no row has it.
+    begun = name == _OF_DECODER and mask.shape[1] > 1 and bool(mask[:, 0].all())
+    given = mask[:, 1:] if begun else mask
+    wrong = (given[:, 1:] < given[:, :-1]).any(dim=1)
     if bool(wrong.any()):
         raise InputError(
-            f"row {int(wrong.nonzero()[0])} of attention_mask is padded on the right or in the middle; pad prompts on "
-            "the left: tokenizer.padding_side = 'left'"
+            f"row {int(wrong.nonzero()[0])} of {name} is padded on the right or in the middle; pad prompts on the "
+            "left: tokenizer.padding_side = 'left'"
         )
     if not bool(mask[:, -1].all()):
-        raise InputError("a row of attention_mask has no token at all; leave such rows out")
+        raise InputError(f"a row of {name} has no token at all; leave such rows out")
 
 
 def positions_of(mask: torch.Tensor, new: int) -> torch.Tensor:

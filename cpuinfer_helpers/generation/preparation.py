@@ -12,17 +12,19 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
-from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.encoding.sources import MASK, has_encoder, source_name
+from cpuinfer_helpers.generation.generator import Generator, bound_example
 from cpuinfer_helpers.generation.probe import probe_for
 from cpuinfer_helpers.generation.registry import generation_recipe
 from cpuinfer_helpers.generation.stand_in import stand_in
-from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest
+from cpuinfer_helpers.generation.step import EncodingStep, GenerationRecipe, StepBuild, StepRequest
 from cpuinfer_helpers.generation.verification import (
     MORE_PERPLEXITY,
+    Sourced,
     Texts,
     Verified,
+    comparable,
     compare_perplexity,
-    refuse_unlike_own_generate,
     texts_for,
     verify_step,
 )
@@ -32,6 +34,7 @@ from cpuinfer_helpers.interface.inputs import BoundInputs
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.scratch import sweep
 from cpuinfer_helpers.receipts import Check, Receipt
+from cpuinfer_helpers.recipes.tools.quiet import libraries_quiet
 
 logger = logging.getLogger("cpuinfer_helpers")
 
@@ -55,12 +58,17 @@ def prepare_generator(
     recipe
         Name of a recipe (:func:`~cpuinfer_helpers.list_generation_recipes`), or a recipe of your own.
     model
-        A causal language model of transformers', such as ``AutoModelForCausalLM`` loads. It is left as it was.
+        A model of transformers' that writes text, such as ``AutoModelForCausalLM``, ``AutoModelForSeq2SeqLM`` and
+        ``AutoModelForSpeechSeq2Seq`` load. It is left as it was.
     inputs
-        Example prompts: ``input_ids`` and ``attention_mask``, (rows, tokens), padded on the left.
+        Example prompts: ``input_ids`` and ``attention_mask``, (rows, tokens), padded on the left. Of a model with an
+        encoder what that reads: ``input_ids`` with an ``attention_mask`` that may be padded on either side, or
+        ``input_features``; and, where texts are to begin with something, ``decoder_input_ids`` and
+        ``decoder_attention_mask``, padded on the left.
     held_out
         Token ids of texts that tell what fewer bits cost, (rows, tokens): perplexity is compared on them. The longest
-        rows of the example are taken where none are given.
+        rows of the example are taken where none are given. Of a model with an encoder they are what its decoder writes,
+        a row for each of the example.
     verify
         Feed it in every way that ``generate()`` does, and compare each token's logits with those of one pass of the
         eager model; see :mod:`cpuinfer_helpers.generation.verification`.
@@ -85,7 +93,7 @@ def prepare_generator(
     recipe = generation_recipe(recipe) if isinstance(recipe, str) else recipe
     check_writes(model)
     sweep()
-    job = _Preparation(recipe, model, bound_prompts(inputs), held_out, verify, tolerance)
+    job = _Preparation(recipe, model, bound_example(inputs, model), held_out, verify, tolerance)
     try:
         return job.run()
     except CpuInferError as error:
@@ -127,8 +135,6 @@ class _Preparation:
     def run(self) -> Generator:
         if self.recipe.why_not:
             raise RecipeError(f"{self.recipe.name} cannot run here: {self.recipe.why_not}")
-        if self.model.config.is_encoder_decoder:
-            raise RecipeError("an encoder and a decoder cannot be prepared yet; only models of a decoder alone can")
         request = StepRequest(
             self.recipe.name, self.recipe.precision, evaluation_copy(self.model), self.prompts.tensors
         )
@@ -142,7 +148,8 @@ class _Preparation:
             self.checks = verified.checks
             reason = verified.difference or self._costs_too_much(build, request)
             if reason is None:
-                self._keep(build, verified)
+                self._keep(build, verified, texts)
+                self._try(build)
                 return self._generator(build)
             failed = failed or reason
         raise RecipeError(failed)
@@ -156,9 +163,7 @@ class _Preparation:
         )
 
     def _texts(self, request: StepRequest) -> Texts:
-        texts = texts_for(request.model, request.prompts)
-        refuse_unlike_own_generate(request.model, texts)
-        return texts
+        return comparable(request.model, texts_for(request.model, request.prompts))
 
     def _ways(self, request: StepRequest) -> Iterator[StepBuild]:
         """What the recipe makes, and what else it can make where that is not right."""
@@ -188,10 +193,8 @@ class _Preparation:
         limit = MORE_PERPLEXITY.get(self.recipe.precision)
         if limit is None and self.held_out is None:
             return None
-        texts = self.prompts.tensors["input_ids"] if self.held_out is None else self.held_out
-        if self.held_out is None:
-            texts = texts[self.prompts.tensors["attention_mask"].all(dim=1)]
-        seen = compare_perplexity(build.step, request.model, texts) if len(texts) else None
+        texts, sources = self._held_out()
+        seen = compare_perplexity(build.step, request.model, texts, sources) if len(texts) else None
         if seen is None:
             self.evidence["perplexity"] = "not compared: give held_out texts of 32 tokens or more in all"
             return None
@@ -202,8 +205,39 @@ class _Preparation:
             return f"perplexity rises from {seen[1]:.4g} to {seen[0]:.4g}, by {more:.1%}, more than {limit:.0%}"
         return None
 
-    def _keep(self, build: StepBuild, verified: Verified) -> None:
+    def _held_out(self) -> tuple[torch.Tensor, Sourced | None]:
+        """Texts to compare perplexity on, and what they are written of."""
+        given = self.prompts.tensors
+        if not has_encoder(self.model):
+            whole = given["input_ids"][given["attention_mask"].all(dim=1)]
+            return (whole if self.held_out is None else self.held_out), None
+        name = source_name(self.model)
+        source, texts = given[name], self.held_out
+        if texts is None:
+            texts = source.new_zeros(0, 0)
+        elif len(texts) != len(source):
+            raise InputError(f"held_out has {len(texts)} rows and {name} {len(source)}; give a text for each source")
+        return texts, Sourced(name, source, given.get(MASK))
+
+    def _try(self, build: StepBuild) -> None:
+        """Raise where what stands in the model's place cannot write: a class's own code may look at parts of it."""
+        model = self._stand_in(build)
+        prompts = {name: tensor[:1] for name, tensor in self.prompts.tensors.items()}
+        try:
+            with libraries_quiet(), torch.no_grad():
+                model.generate(**prompts, max_new_tokens=2, do_sample=False)
+        except InputError:  # such as an example that is as long as a text may be
+            return
+        except Exception as error:  # the class's own Python may raise anything
+            raise RecipeError(
+                f"{type(self.model).__name__} does not write by steps of ours: {first_line(error)}"
+            ) from error
+
+    def _keep(self, build: StepBuild, verified: Verified, texts: Texts) -> None:
         self.evidence |= verified.evidence
+        if isinstance(build.step, EncodingStep) and bool(texts.mask.all()):
+            build.step.takes_padding = False
+            self.evidence["beginnings"] = "without padding only: its own generate() gives others than one pass does"
         if verified.limit is not None:
             build.step.limit = min(verified.limit, build.step.limit or verified.limit)
             self.evidence["tokens"] = f"at most {build.step.limit}: its window was not gone beyond"
@@ -212,7 +246,7 @@ class _Preparation:
         model = self.model
         return Generator(
             recipe=self.recipe.name,
-            model=stand_in(type(model), model.config, model.generation_config, build.step),
+            model=self._stand_in(build),
             inputs=self.prompts,
             receipt=self._receipt(build, None),
             build=build,
@@ -221,6 +255,9 @@ class _Preparation:
             tolerance=self.tolerance,
             perplexity=self.perplexity,
         )
+
+    def _stand_in(self, build: StepBuild) -> Any:
+        return stand_in(type(self.model), self.model.config, self.model.generation_config, build.step)
 
     def _receipt(self, build: StepBuild | None, reason: str | None) -> Receipt:
         requested = {"model": type(self.model).__name__, "recipe": self.recipe.name, "verify": self.verify}
@@ -246,9 +283,16 @@ class _Preparation:
                 "weights": f"{build.weights}, {build.converted} of {build.layers} linear layers",
                 "computes in": build.compute,
                 "keys and values": build.cache,
-                "read for each token": f"{build.weight_bytes / 1e6:.1f} MB of weights",
+                "read for each token": _read(build),
                 **build.evidence,
                 **emulation,
                 **self.evidence,
             },
         )
+
+
+def _read(build: StepBuild) -> str:
+    weights = f"{build.weight_bytes / 1e6:.1f} MB of weights"
+    if not build.source_bytes:
+        return weights
+    return f"{weights}, {build.source_bytes} bytes for each place of the source, {build.token_bytes} for each token"

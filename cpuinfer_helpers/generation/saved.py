@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import ArtifactError, CpuInferError, InputError, RecipeError, first_line
-from cpuinfer_helpers.generation.probe import check_same_model, check_step
+from cpuinfer_helpers.generation.probe import check_same_model, check_step, is_probe, prompts_of
 from cpuinfer_helpers.generation.registry import generation_recipe
-from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
+from cpuinfer_helpers.generation.step import EncodingStep, GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.interface.copies import evaluation_copy
 from cpuinfer_helpers.machine import switches
 from cpuinfer_helpers.machine.report import detect_isa, machine_report
@@ -37,11 +37,11 @@ _FIELDS: Mapping[str, Any] = {
     "cpu": str,
     "limit": int | None,
     "tolerance": float | None,
+    "takes_padding": bool | None,
     "model": Mapping[str, Any],
     "details": Mapping[str, Any],
     "receipt": Mapping[str, Any],
 }
-_PROBE = {"ids", "mask", "logits"}
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,12 @@ def restore_generator(manifest: Mapping[str, Any], folder: Path, *, verify: bool
     if model_class is None or config is None:
         raise ArtifactError(f"{folder} holds a model of a class that is not in the transformers installed here")
     limit = manifest["limit"]
-    stored = StoredStep(recipe.precision, model_class, config, limit, manifest["details"])
+    stored = StoredStep(recipe.precision, model_class, config, limit, manifest["details"], prompts_of(probe))
     with switches.held(), torch.inference_mode(False), torch.no_grad():
         build = recipe.restore(stored, folder)
     build.step.limit = limit
+    if isinstance(build.step, EncodingStep):
+        build.step.takes_padding = manifest.get("takes_padding") is not False
     if verify:
         check_step(build.step, probe, recipe.precision, manifest["tolerance"], folder)
     return Restored(
@@ -180,7 +182,7 @@ def restore_generator(manifest: Mapping[str, Any], folder: Path, *, verify: bool
 
 def _probe(folder: Path) -> dict[str, torch.Tensor]:
     probe = read_named_tensors(folder / PROBE_FILE)
-    if probe.keys() != _PROBE:
+    if not is_probe(probe):
         raise ArtifactError(f"{folder / PROBE_FILE} holds other tensors than save() writes; save again")
     return probe
 
@@ -194,6 +196,7 @@ def _circumstances(saved: ToSave, recipe: GenerationRecipe) -> dict[str, Any]:
         "cpu": machine_report().cpu,
         "limit": saved.build.step.limit,
         "tolerance": saved.tolerance,
+        "takes_padding": getattr(saved.build.step, "takes_padding", None),
         "receipt": write(saved.receipt),
     }
 

@@ -3,6 +3,9 @@
 A backend is one module of ``generation.backends`` with a ``RECIPES`` tuple, which is found by itself. It makes a
 :class:`Step`; everything else comes with that: transformers' ``generate()`` on top of it, verification, the receipt,
 measuring and fallback. ``backends/eager.py`` is the shortest example.
+
+Where an encoder reads a source and a decoder writes of it, the step is an :class:`EncodingStep`: it also encodes, once
+for each source, and a state begins with what came of that.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.errors import InputError
+from cpuinfer_helpers.errors import InputError, first_line
 from cpuinfer_helpers.recipes.base import Recipe
 
 # Room for tokens grows by whole blocks, and at least to twice of what it was, so that a long answer is copied rarely.
@@ -65,6 +68,28 @@ class State(ABC):
     def _grow(self, capacity: int) -> None: ...
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What an encoder has read, a source for each row.
+
+    Attributes
+    ----------
+    states
+        What the encoder gives, (batch, places, width).
+    mask
+        1 for what of the encoder's inputs is content and 0 for padding, as the model takes it: (batch, inputs). None
+        where the model reads no mask.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return len(self.states)
+
+
 class Step(ABC):
     """Feeds tokens to a model and keeps what it has to know of them in a state.
 
@@ -76,7 +101,7 @@ class Step(ABC):
 
     limit: int | None = None
 
-    def new_state(self, batch: int, length: int) -> State:
+    def new_state(self, batch: int, length: int, sources: Sources | None = None) -> State:
         """A state without tokens.
 
         Parameters
@@ -85,7 +110,11 @@ class Step(ABC):
             Number of rows.
         length
             Number of tokens for which there should be room; it grows where that is not enough.
+        sources
+            What is written of, of an :class:`EncodingStep` alone.
         """
+        if sources is not None:
+            raise InputError("a decoder alone writes of no sources")
         return self._new_state(batch, self._rounded(length))
 
     def feed(
@@ -142,6 +171,72 @@ class Step(ABC):
     ) -> torch.Tensor: ...
 
 
+class EncodingStep(Step):
+    """A step of a model that has an encoder beside its decoder.
+
+    What cross-attention reads of a source is computed when a state begins, and is part of that: rows that are reordered
+    take it with them.
+
+    Attributes
+    ----------
+    inputs_name
+        The argument that the encoder reads: ``input_ids``, ``input_features`` ...
+    reads_mask
+        Whether the model reads a mask of its sources.
+    takes_padding
+        Whether beginnings of what is written may be padded.
+    """
+
+    inputs_name: str
+    reads_mask: bool
+    takes_padding: bool = True
+
+    def encode(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> Sources:
+        """Have the encoder read, once for each source.
+
+        Parameters
+        ----------
+        inputs
+            Token ids (batch, tokens), or features.
+        mask
+            1 for content and 0 for padding, on either side; None where there is no padding.
+
+        Raises
+        ------
+        InputError
+            If the encoder does not take them.
+        """
+        if not self.reads_mask:
+            mask = None
+        elif mask is None:
+            mask = torch.ones(inputs.shape[:2], dtype=torch.long)
+        try:
+            return Sources(self._encode(inputs, mask), mask)
+        except InputError:
+            raise
+        except Exception as error:  # of a backend, or the model's own Python, which say in many ways what does not fit
+            raise InputError(
+                f"the encoder does not take {self.inputs_name} of shape {tuple(inputs.shape)}: {first_line(error)}"
+            ) from error
+
+    def new_state(self, batch: int, length: int, sources: Sources | None = None) -> State:
+        """A state without tokens, that begins with sources; see :meth:`Step.new_state`."""
+        if sources is None:
+            raise InputError("there is no source to write of; encode one first")
+        if sources.batch != batch:
+            raise InputError(f"there are {sources.batch} sources and {batch} rows; give a source for each row")
+        return self._begin(sources, self._rounded(length))
+
+    def _new_state(self, batch: int, capacity: int) -> State:
+        raise NotImplementedError("a state begins with sources")
+
+    @abstractmethod
+    def _encode(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor: ...
+
+    @abstractmethod
+    def _begin(self, sources: Sources, capacity: int) -> State: ...
+
+
 @dataclass(frozen=True)
 class StepBuild:
     """What a backend hands back.
@@ -163,6 +258,9 @@ class StepBuild:
         only looked up.
     token_bytes
         Bytes of the keys and values of one token in one row, all of which every later token reads.
+    source_bytes
+        Bytes of what cross-attention keeps of one place of a source in one row, all of which every token reads; 0
+        without an encoder.
     evidence, graph_nodes, warnings, module
         For the receipt; see :class:`~cpuinfer_helpers.receipts.Receipt`.
     otherwise
@@ -179,6 +277,7 @@ class StepBuild:
     layers: int
     weight_bytes: int
     token_bytes: int
+    source_bytes: int = 0
     evidence: Mapping[str, str] = field(default_factory=dict)
     graph_nodes: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -199,7 +298,8 @@ class StepRequest:
     model
         The eager model in evaluation mode: a copy with the user's own parameters, which a backend never changes.
     prompts
-        Example prompts: ``input_ids`` and ``attention_mask``, padded on the left.
+        Example prompts: ``input_ids`` and ``attention_mask``, padded on the left; of a model with an encoder what that
+        reads, see :mod:`cpuinfer_helpers.generation.encoding.sources`.
     """
 
     recipe: str
@@ -227,6 +327,8 @@ class StoredStep:
         The most tokens that a row may have.
     details
         What the backend's ``export`` returned.
+    prompts
+        Of the example, as in :class:`StepRequest`.
     """
 
     precision: str
@@ -234,6 +336,7 @@ class StoredStep:
     config: Any
     limit: int | None
     details: Mapping[str, Any]
+    prompts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

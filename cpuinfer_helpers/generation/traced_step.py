@@ -19,6 +19,8 @@ from cpuinfer_helpers.tracing.traceable import without_loops_over_experts
 # The example: two rows, one of them padded, that are fed three tokens after seven. With one row or one token a trace
 # takes sizes of one for constants; without earlier tokens it takes the mask for a square.
 _ROWS, _BEFORE, _FED, _PADDED = 2, 7, 3, 2
+# Where keys and values are written in place there is room for more tokens than there are.
+ROOM = _BEFORE + _FED + _BEFORE
 
 
 class _WritingCache(OwnCache):
@@ -112,13 +114,23 @@ class TraceableStep(torch.nn.Module):
     ) -> torch.Tensor:
         """Logits of all new tokens; arguments as for :meth:`forward`."""
         masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
-        cache = self.cache_of(kept, slots, masks[0].shape[-1])
+        return self.logits(ids, positions, slots, masks, kept)
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        masks: Sequence[torch.Tensor],
+        kept: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Of the new tokens, or of the wanted ones where the model's last layer is told of these."""
         arguments = {
             "input_ids": ids,
-            "attention_mask": masks[0] if len(masks) == 1 else dict(zip(self.kinds, masks, strict=True)),
+            "attention_mask": masks_by_kind(self.kinds, masks),
             "position_ids": positions,
             "cache_position": slots,
-            "past_key_values": cache,
+            "past_key_values": self.cache_of(kept, slots, masks[0].shape[-1]),
             "use_cache": True,
             "return_dict": True,
         }
@@ -139,6 +151,11 @@ class TraceableStep(torch.nn.Module):
         return _WritingCache(kept, slots, total)
 
 
+def masks_by_kind(kinds: Sequence[str], masks: Sequence[torch.Tensor]) -> Any:
+    """Masks as a model takes them: by the kind of attention where it has several."""
+    return masks[0] if len(masks) == 1 else dict(zip(kinds, masks, strict=True))
+
+
 def _put_last_tokens(model: torch.nn.Module) -> _LastTokens | None:
     head = model.get_output_embeddings()
     path = next((path for path, part in model.named_modules() if part is head and path), None)
@@ -156,6 +173,10 @@ class TracedState(State):
         super().__init__(batch, capacity)
         self.layout, self.dtype = layout, dtype
         self.tensors = layout.new(batch, capacity, dtype)
+
+    def inputs(self) -> list[torch.Tensor]:
+        """What the trace is given of it."""
+        return self.tensors
 
     def _crop(self, length: int) -> None:
         """What is behind the length is written over before it is read."""
@@ -215,7 +236,7 @@ class TracedStep(Step):
         fed = ids.shape[1]
         slots = torch.arange(state.length, state.length + fed)
         wanted = torch.arange(fed - last, fed)
-        return (ids, positions, slots, wanted, *masks_of(self.kinds, mask, state.length, self.dtype), *state.tensors)
+        return (ids, positions, slots, wanted, *masks_of(self.kinds, mask, state.length, self.dtype), *state.inputs())
 
 
 def trace_step(
@@ -248,7 +269,7 @@ def trace_step(
         If it cannot be traced.
     """
     kinds = attention_kinds(config)
-    example = example_of(layout, kinds, dtype, room=_BEFORE + _FED + _BEFORE)
+    example = example_of(layout, kinds, dtype, room=ROOM)
     module, warnings = traced(TraceableStep(model, tuple(kinds)), example)
     return TracedStep(module, layout, kinds, dtype, limit), warnings
 

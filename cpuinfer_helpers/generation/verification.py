@@ -10,6 +10,17 @@ import torch
 
 from cpuinfer_helpers.errors import RecipeError, first_line
 from cpuinfer_helpers.generation.closeness import LARGEST_ERROR, Closeness, closeness, perplexity
+from cpuinfer_helpers.generation.encoding.sources import (
+    MASK,
+    PROMPT,
+    PROMPT_MASK,
+    TOKENS,
+    called,
+    has_encoder,
+    reads_mask,
+    source_name,
+    start_token,
+)
 from cpuinfer_helpers.generation.layout import named_arguments
 from cpuinfer_helpers.generation.positions import positions_of, window_of
 from cpuinfer_helpers.generation.step import BLOCK, State, Step
@@ -18,8 +29,11 @@ from cpuinfer_helpers.interface.copies import untouched
 from cpuinfer_helpers.receipts import Check
 
 _ROWS, _TOKENS = 3, 24
+_ALL = slice(None)
 # How much of each row of the padded texts is padding.
 _PADDING = (0, 6, 3)
+# Which share of each row of what an encoder reads is padding, on the right.
+_HIDDEN = (0.0, 0.3, 0.5)
 # A window of more tokens is not gone beyond: that would take a text of as many.
 _LARGEST_WINDOW = 512
 # What quantised weights may cost over all tokens: the share of the logits, and of perplexity.
@@ -36,6 +50,51 @@ _LIKE_ITSELF = {"int8": 0.03, "int4": 0.03}
 
 
 @dataclass(frozen=True)
+class Given:
+    """What an encoder reads for the texts.
+
+    Attributes
+    ----------
+    name
+        The argument that it is.
+    source, mask
+        For the three texts, (3, ...): of another length than the example's where the model takes that, two of them
+        padded on the right; no mask where the model reads none.
+    long_source, long_mask
+        For the long text, (1, ...): of a third length.
+    """
+
+    name: str
+    source: torch.Tensor
+    mask: torch.Tensor | None
+    long_source: torch.Tensor
+    long_mask: torch.Tensor | None
+
+    def rows(self, rows: slice) -> Sourced:
+        """Those of some of the three texts."""
+        return Sourced(self.name, self.source[rows], None if self.mask is None else self.mask[rows])
+
+    @property
+    def long(self) -> Sourced:
+        """That of the long text."""
+        return Sourced(self.name, self.long_source, self.long_mask)
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """What an encoder reads, a source for each row; see :class:`Given`."""
+
+    name: str
+    source: torch.Tensor
+    mask: torch.Tensor | None
+
+    @property
+    def named(self) -> dict[str, torch.Tensor]:
+        """As arguments of a model."""
+        return {self.name: self.source, **({} if self.mask is None else {MASK: self.mask})}
+
+
+@dataclass(frozen=True)
 class Texts:
     """Texts to feed, with the model's own logits of every token.
 
@@ -49,6 +108,8 @@ class Texts:
         Whether the model gives a padded text the logits that it gives the same text without padding.
     long_ids, long_logits
         One text, long enough for the room to grow twice and to go beyond the window: (1, tokens).
+    given
+        What the encoder reads, where there is one.
     """
 
     ids: torch.Tensor
@@ -58,6 +119,7 @@ class Texts:
     alone: bool
     long_ids: torch.Tensor
     long_logits: torch.Tensor
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -100,36 +162,113 @@ def texts_for(model: torch.nn.Module, prompts: Mapping[str, torch.Tensor]) -> Te
     if window and window <= _LARGEST_WINDOW:
         long = max(long, window + BLOCK // 2)
     short, long = (size if limit is None else min(size, limit) for size in (_TOKENS, long))
+    given = given_for(model, prompts) if has_encoder(model) else None
     ids = _token_ids(config, prompts, _ROWS * short + long)
     rows, long_ids = ids[: _ROWS * short].view(_ROWS, short), ids[None, _ROWS * short :]
+    if given is not None:
+        rows[:, 0] = long_ids[:, 0] = start_token(model)
+    of_rows, of_long = (given.rows(slice(None)), given.long) if given else (None, None)
     mask = torch.ones_like(rows)
     for row, padding in enumerate(_PADDING):
-        mask[row, : min(padding, short - 2)] = 0
-    padded = eager_logits(model, rows, mask)
+        # Transformers puts the token that a decoder begins with before the padding, where no row has it.
+        first = 1 if given is not None and row == _ROWS - 1 else 0
+        mask[row, first : min(padding, short - 2)] = 0
+    padded = eager_logits(model, rows, mask, of_rows)
     return Texts(
         rows,
-        eager_logits(model, rows, torch.ones_like(rows)),
+        eager_logits(model, rows, torch.ones_like(rows), of_rows),
         mask,
         padded,
-        _same_alone(model, rows, mask, padded),
+        # A beginning whose padding stands after its first token is no text alone.
+        given is None and _same_alone(model, rows, mask, padded),
         long_ids,
-        eager_logits(model, long_ids, torch.ones_like(long_ids)),
+        eager_logits(model, long_ids, torch.ones_like(long_ids), of_long),
+        given,
     )
 
 
-def eager_logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def given_for(model: torch.nn.Module, prompts: Mapping[str, torch.Tensor]) -> Given:
+    """Sources from the example and from random content, of other lengths than the example's where the model takes them.
+
+    Raises
+    ------
+    RecipeError
+        If the model fails on the example itself.
+    """
+    name = source_name(model)
+    source = prompts[name]
+    masked = reads_mask(model, name, source)
+    length = source.shape[1]
+    lengths = (length + 5, length + 3, max(length - 1, 4), length) if name == TOKENS else (length + 16, length)
+    taken = [size for size in dict.fromkeys(lengths) if size == length or _takes(model, name, source, size)]
+    rows = _of_length(model, name, source, _ROWS, taken[0], seed=1)
+    long = _of_length(model, name, source, 1, taken[min(1, len(taken) - 1)], seed=2)
+    if not masked:
+        return Given(name, rows, None, long, None)
+    mask = torch.ones(rows.shape[:2], dtype=torch.long)
+    for row, share in enumerate(_HIDDEN):
+        mask[row, mask.shape[1] - int(share * mask.shape[1]) :] = 0
+    return Given(name, rows, mask, long, torch.ones(long.shape[:2], dtype=torch.long))
+
+
+def _vocabulary_read(model: torch.nn.Module) -> int:
+    """How many tokens an encoder knows."""
+    try:
+        embedding = model.get_encoder().get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        embedding = model.get_input_embeddings()
+    return getattr(embedding, "num_embeddings", None) or model.config.get_text_config(decoder=True).vocab_size
+
+
+def _takes(model: torch.nn.Module, name: str, source: torch.Tensor, length: int) -> bool:
+    """Whether a model takes sources of a length itself."""
+    ids, positions = torch.full((1, 1), start_token(model)), torch.zeros(1, 1, dtype=torch.long)
+    try:
+        with torch.no_grad():
+            called(untouched(model), {name: _of_length(model, name, source, 1, length, seed=3)}, ids, None, positions)
+    except Exception:  # the model's own Python may refuse it in any way
+        return False
+    return True
+
+
+def _of_length(
+    model: torch.nn.Module, name: str, source: torch.Tensor, rows: int, length: int, *, seed: int
+) -> torch.Tensor:
+    """The first row of a source, and random ones of the same kind."""
+    generator = torch.Generator().manual_seed(seed)
+    if name != TOKENS:
+        like = source.float()
+        made = torch.randn(rows, length, *source.shape[2:], generator=generator) * like.std() + like.mean()
+        made[0, : source.shape[1]] = source[0, :length]
+        return made.to(source.dtype)
+    size = _vocabulary_read(model)
+    made = torch.randint(0, size, (rows, length), generator=generator)
+    made[0, : source.shape[1]] = source[0, :length]
+    padding = getattr(model.config, "pad_token_id", None)
+    made = torch.where(made == padding, (made + 1) % size, made) if padding is not None else made
+    # Some encoders look for the end of the text.
+    made[:, -1] = source[0, -1]
+    return made
+
+
+def eager_logits(
+    model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, sources: Sourced | None = None
+) -> torch.Tensor:
     """The model's own logits of every token in one pass, (batch, tokens, vocabulary), by a copy that is thrown away."""
+    copied, positions = untouched(model), positions_of(mask, ids.shape[1])
     arguments: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": mask,
-        "position_ids": positions_of(mask, ids.shape[1]),
+        "position_ids": positions,
         "use_cache": False,
         "return_dict": True,
     }
-    copied = untouched(model)
     try:
         with torch.no_grad():
-            logits = copied(**named_arguments(copied, arguments)).logits
+            if sources is None:
+                logits = copied(**named_arguments(copied, arguments)).logits
+            else:
+                logits = called(copied, sources.named, ids, mask, positions, use_cache=False).logits
     except Exception as error:  # the model's own Python may raise anything
         raise RecipeError(f"the model itself fails on {tuple(ids.shape)} tokens: {first_line(error)}") from error
     if bool(logits[mask.bool()].isnan().any()):
@@ -149,29 +288,60 @@ def refuse_unlike_own_generate(model: Any, texts: Texts) -> None:
     ------
     RecipeError
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, GenerationMixin
 
     end = texts.ids.shape[1] - _OWN_TOKENS
     if end < 1:
         return
     ids, mask = texts.ids[:, :end], texts.mask[:, :end]
+    sources = texts.given.rows(slice(None)) if texts.given else None
+    copied = untouched(model)
     settings = GenerationConfig(
         max_new_tokens=_OWN_TOKENS, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True
     )
+    prompts = {"input_ids": ids, "attention_mask": mask}
+    if sources is not None:
+        prompts = {**sources.named, PROMPT: ids, PROMPT_MASK: mask}
+        # Settings of the model's, such as beams, would come into ours.
+        settings.decoder_start_token_id, copied.generation_config = start_token(model), settings
     try:
         with torch.no_grad():
-            written = untouched(model).generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            # Not that of a class's own, such as Whisper's, which begins texts by itself.
+            generate = GenerationMixin.generate if sources is not None else type(copied).generate
+            written = generate(copied, **prompts, generation_config=settings)
     except Exception as error:  # the model's own Python may raise anything
         raise RecipeError(f"its own generate() fails: {first_line(error)}") from error
     seen = torch.stack(written.logits, dim=1)
     longer = torch.cat([mask, torch.ones_like(written.sequences[:, end:])], dim=1)
-    expected = eager_logits(model, written.sequences, longer)[:, end - 1 : -1]
+    expected = eager_logits(model, written.sequences, longer, sources)[:, end - 1 : -1]
     far = closeness(expected.flatten(0, 1), seen.flatten(0, 1), 1.0).worst
     if far > _OWN_DIFFERENCE:
         raise RecipeError(
             f"its own generate() gives other logits than one pass over the same tokens (relative error {far:.1e}), so "
             "nobody can say which are right"
         )
+
+
+def comparable(model: Any, texts: Texts) -> Texts:
+    """Texts that a model's own ``generate()`` gives the logits for that one pass gives.
+
+    Some decoders beside an encoder give a beginning that is padded other logits token by token: those are left out.
+
+    Raises
+    ------
+    RecipeError
+        See :func:`refuse_unlike_own_generate`.
+    """
+    if texts.given is None:
+        refuse_unlike_own_generate(model, texts)
+        return texts
+    try:
+        refuse_unlike_own_generate(model, texts)
+        return texts
+    except RecipeError:
+        unpadded = replace(texts, mask=torch.ones_like(texts.mask), padded=texts.logits)
+        refuse_unlike_own_generate(model, unpadded)
+        return unpadded
 
 
 def _same_alone(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, padded: torch.Tensor) -> bool:
@@ -221,14 +391,23 @@ def verify_step(
     return Verified(tuple(checks), first, evidence, window if beyond else None)
 
 
-def compare_perplexity(step: Step, model: torch.nn.Module, ids: torch.Tensor) -> tuple[float, float] | None:
+def compare_perplexity(
+    step: Step, model: torch.nn.Module, ids: torch.Tensor, sources: Sourced | None = None
+) -> tuple[float, float] | None:
     """Perplexity of a step and of the model on texts of equal length, (rows, tokens); None for too few tokens."""
     if ids.numel() < _FEWEST_FOR_PERPLEXITY or ids.shape[1] < 2:
         return None
     mask = torch.ones_like(ids)
-    own = perplexity(eager_logits(model, ids, mask), ids)
-    state = step.new_state(len(ids), ids.shape[1])
+    own = perplexity(eager_logits(model, ids, mask, sources), ids)
+    state = state_for(step, len(ids), ids.shape[1], sources)
     return perplexity(step.feed(ids, mask, positions_of(mask, ids.shape[1]), state, last=None), ids), own
+
+
+def state_for(step: Step, batch: int, room: int, sources: Sourced | None) -> State:
+    """A new state, which begins with sources where there are any."""
+    if sources is None:
+        return step.new_state(batch, room)
+    return step.new_state(batch, room, step.encode(sources.source, sources.mask))
 
 
 def _checked(
@@ -258,18 +437,13 @@ class _ItsOwn:
     """A step's own logits in one piece, for steps whose rounding would hide that they forget a token."""
 
     def __init__(self, step: Step, texts: Texts, precision: str) -> None:
-        ones = torch.ones_like(texts.ids)
         self.step, self.tolerance = step, _LIKE_ITSELF[precision]
         self.texts = replace(
             texts,
-            logits=_feed_all(step, texts.ids, ones),
-            padded=_feed_alone(step, texts) if texts.alone else _feed_all(step, texts.ids, texts.mask),
-            long_logits=_feed_all(step, texts.long_ids, torch.ones_like(texts.long_ids)),
+            logits=_Feeder.of(step, texts).all(),
+            padded=_feed_alone(step, texts) if texts.alone else _Feeder.of(step, texts, padded=True).all(),
+            long_logits=_Feeder.of_long(step, texts).all(),
         )
-
-
-def _feed_all(step: Step, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return _Feeder(step, ids, mask).feed(ids.shape[1])
 
 
 def _feed_alone(step: Step, texts: Texts) -> torch.Tensor:
@@ -277,17 +451,34 @@ def _feed_alone(step: Step, texts: Texts) -> torch.Tensor:
     logits = torch.zeros(texts.padded.shape)
     for row, mask in enumerate(texts.mask.bool()):
         text = texts.ids[row : row + 1, mask]
-        logits[row, mask] = _feed_all(step, text, torch.ones_like(text))[0].float()
+        logits[row, mask] = _Feeder(step, text).all()[0].float()
     return logits
 
 
 class _Feeder:
     """Feeds texts piece by piece."""
 
-    def __init__(self, step: Step, ids: torch.Tensor, mask: torch.Tensor | None = None, room: int = 1) -> None:
+    def __init__(
+        self, step: Step, ids: torch.Tensor, mask: torch.Tensor | None = None, sources: Sourced | None = None
+    ) -> None:
         self.step, self.ids = step, ids
         self.mask = torch.ones_like(ids) if mask is None else mask
-        self.state: State = step.new_state(len(ids), room)
+        self.state: State = state_for(step, len(ids), 1, sources)
+
+    @classmethod
+    def of(cls, step: Step, texts: Texts, rows: slice = _ALL, *, padded: bool = False) -> _Feeder:
+        """Of some of the three texts."""
+        sources = texts.given.rows(rows) if texts.given else None
+        return cls(step, texts.ids[rows], texts.mask[rows] if padded else None, sources)
+
+    @classmethod
+    def of_long(cls, step: Step, texts: Texts) -> _Feeder:
+        """Of the long text."""
+        return cls(step, texts.long_ids, sources=texts.given.long if texts.given else None)
+
+    def all(self) -> torch.Tensor:
+        """Logits of all tokens, fed at once."""
+        return self.feed(self.ids.shape[1])
 
     def feed(self, count: int, *, ids: torch.Tensor | None = None, last: int | None = None) -> torch.Tensor:
         start, end = self.state.length, self.state.length + count
@@ -309,34 +500,34 @@ class _Feeder:
 
 
 def _one_at_a_time(step: Step, texts: Texts) -> Iterator[Fed]:
-    yield from _Feeder(step, texts.ids[:1]).all_compared([1] * 10, texts.logits[:1])
+    yield from _Feeder.of(step, texts, slice(0, 1)).all_compared([1] * 10, texts.logits[:1])
 
 
 def _prompt_of_two(step: Step, texts: Texts) -> Iterator[Fed]:
-    yield from _Feeder(step, texts.ids[1:2]).all_compared([2, 1, 1], texts.logits[1:2])
+    yield from _Feeder.of(step, texts, slice(1, 2)).all_compared([2, 1, 1], texts.logits[1:2])
 
 
 def _prompt(step: Step, texts: Texts) -> Iterator[Fed]:
-    yield from _Feeder(step, texts.ids[2:]).all_compared([17, 1, 1], texts.logits[2:])
+    yield from _Feeder.of(step, texts, slice(2, 3)).all_compared([17, 1, 1], texts.logits[2:])
 
 
 def _pieces(step: Step, texts: Texts) -> Iterator[Fed]:
-    yield from _Feeder(step, texts.ids).all_compared([5, 1, 11, 2], texts.logits)
+    yield from _Feeder.of(step, texts).all_compared([5, 1, 11, 2], texts.logits)
 
 
 def _padded_rows(step: Step, texts: Texts) -> Iterator[Fed]:
-    yield from _Feeder(step, texts.ids, texts.mask).all_compared([17, 1, 1, 4], texts.padded)
+    yield from _Feeder.of(step, texts, padded=True).all_compared([17, 1, 1, 4], texts.padded)
 
 
 def _grown(step: Step, texts: Texts) -> Iterator[Fed]:
     around = [BLOCK - 2, 1, 1, 1, BLOCK - 3, 1, 1, 1, 1]
     rest = texts.long_ids.shape[1] - sum(around)
     counts = [*around, rest] if rest > 0 else around
-    yield from _Feeder(step, texts.long_ids).all_compared(counts, texts.long_logits)
+    yield from _Feeder.of_long(step, texts).all_compared(counts, texts.long_logits)
 
 
 def _cropped(step: Step, texts: Texts) -> Iterator[Fed]:
-    feeder = _Feeder(step, texts.ids)
+    feeder = _Feeder.of(step, texts)
     if texts.ids.shape[1] < 20:
         return
     feeder.feed(12)
@@ -349,7 +540,7 @@ def _cropped(step: Step, texts: Texts) -> Iterator[Fed]:
 
 def _reordered(step: Step, texts: Texts) -> Iterator[Fed]:
     order = torch.tensor([2, 0, 0, 1])
-    feeder = _Feeder(step, texts.ids, texts.mask)
+    feeder = _Feeder.of(step, texts, padded=True)
     if texts.ids.shape[1] < 14:
         return
     feeder.feed(9)
@@ -363,7 +554,7 @@ def _reordered(step: Step, texts: Texts) -> Iterator[Fed]:
 
 
 def _two_at_once(step: Step, texts: Texts) -> Iterator[Fed]:
-    first, second = _Feeder(step, texts.ids[:1]), _Feeder(step, texts.ids[1:])
+    first, second = _Feeder.of(step, texts, slice(0, 1)), _Feeder.of(step, texts, slice(1, 3))
     for count in (7, 1, 3):
         if first.state.length + count <= texts.ids.shape[1]:
             yield first.compared(count, texts.logits[:1])
@@ -371,7 +562,7 @@ def _two_at_once(step: Step, texts: Texts) -> Iterator[Fed]:
 
 
 def _last_only(step: Step, texts: Texts) -> Iterator[Fed]:
-    feeder = _Feeder(step, texts.ids, texts.mask)
+    feeder = _Feeder.of(step, texts, padded=True)
     if texts.ids.shape[1] < 14:
         return
     yield texts.padded[:, 8], feeder.feed(9, last=1)[:, 0]
@@ -394,10 +585,12 @@ _SCRIPTS: dict[str, _Script] = {
 
 def _token_ids(config: Any, prompts: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
     """Tokens of the example first, then random ones, none of them padding."""
-    own = prompts["input_ids"][prompts["attention_mask"].bool()].flatten()
+    own = prompts["input_ids"][prompts["attention_mask"].bool()].flatten() if "input_ids" in prompts else []
+    own = [token for token in own.tolist() if token < config.vocab_size] if len(own) else []
     generator = torch.Generator().manual_seed(0)
     size = config.vocab_size
-    ids = torch.cat([own[: count // 2], torch.randint(0, size, (count,), generator=generator)])[:count]
+    first = torch.tensor(own[: count // 2], dtype=torch.long)
+    ids = torch.cat([first, torch.randint(0, size, (count,), generator=generator)])[:count]
     padding = getattr(config, "pad_token_id", None)
     if padding is None:
         return ids

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 
 import torch
 
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.generation.linears import Fp16Embedding, Int8Embedding, linear_layers, replaced_layers
 
+# Those of a decoder beside an encoder come first.
+_LIMITS = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings")
 _EMBEDDINGS = (Fp16Embedding, Int8Embedding)
 
 
@@ -45,26 +48,53 @@ class Weights:
         return ", ".join(f"{dtype} ({count} of {self.layers} layers)" for dtype, count in self.by_dtype.items())
 
 
-def weights_of(model: torch.nn.Module) -> Weights:
-    """Look at every linear layer of a model, those that stand in the place of others included."""
+def weights_of(model: torch.nn.Module, used: Container[int] | None = None) -> Weights:
+    """Look at every linear layer of a model, those that stand in the place of others included.
+
+    Parameters
+    ----------
+    model
+        The model.
+    used
+        The ids of the modules that a token goes through, see :func:`modules_called`; None for all of them.
+    """
+    everything = _weights_of(model, {id(part) for part in model.modules()})
+    return everything if used is None else replace(everything, read=_weights_of(model, used).read)
+
+
+def modules_called(model: torch.nn.Module, call: Callable[[], object]) -> frozenset[int]:
+    """The ids of the modules that a call goes through."""
+    seen: set[int] = set()
+    hooks = [part.register_forward_hook(lambda part, *_: seen.add(id(part))) for part in model.modules()]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return frozenset(seen)
+
+
+def _weights_of(model: torch.nn.Module, used: Container[int]) -> Weights:
     replaced = {id(layer): layer for layer in replaced_layers(model)}
     embeddings = [layer for layer in replaced.values() if isinstance(layer, _EMBEDDINGS)]
     plain = [layer for layer in linear_layers(model).values() if id(layer) not in replaced]
     kinds = Counter(layer.stored for layer in replaced.values() if not isinstance(layer, _EMBEDDINGS))
     kinds.update(str(layer.weight.dtype).removeprefix("torch.") for layer in plain)
-    packed = sum(layer.packed_bytes for layer in replaced.values())
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = sum(layer.packed_bytes for layer in replaced.values() if id(layer) in used)
+    own = [part for part in model.modules() if id(part) in used]
+    tensors = {id(t): t for part in own for t in (*part._parameters.values(), *part._buffers.values()) if t is not None}
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
     looked_up |= {id(tensor) for layer in embeddings for tensor in layer.buffers()}
-    used = {id(layer.weight) for layer in plain}
-    read = sum(_bytes(tensor) for key, tensor in tensors.items() if key not in looked_up or key in used)
+    multiplied = {id(layer.weight) for layer in plain if id(layer) in used}
+    read = sum(_bytes(tensor) for key, tensor in tensors.items() if key not in looked_up or key in multiplied)
     return Weights(read + packed, sum(map(_bytes, tensors.values())) + packed, dict(kinds))
 
 
 def limit_of(model: torch.nn.Module) -> int | None:
     """The most tokens that a row may have, as the configuration of what writes the text says."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    config = model.config.get_text_config(decoder=True)
+    found = (getattr(config, name, None) for name in _LIMITS)
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
 
 
 def refuse_less_than_fp32(model: torch.nn.Module) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from cpuinfer_helpers.__main__ import main
+from cpuinfer_helpers.tasks.checkpoints import load_tokenizer
 from tests.conftest import write_tokenizer
+from tests.generation.encoder_models import make_encoder_model
 from tests.generation.models import make_language_model
 
 PROMPT = "the cat sat on the mat"
@@ -31,6 +33,36 @@ def test_a_text_is_continued_and_how_is_told(model_folder, capsys):
     assert PROMPT in shown.out and len(shown.out.rpartition(PROMPT)[2].strip()) >= 3
     assert "fp16, 15 of 15 linear layers" in shown.out
     assert "6 tokens in" in shown.err and "torchscript-fp16w: ScriptModule, frozen, verified" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("t5", {"initializer_factor": 1.0}), ("bart", {"init_std": 0.1}), ("marian", {"init_std": 0.1})],
+)
+def test_what_is_written_of_a_text_is_a_text_of_its_own(tmp_path, name, settings, capsys):
+    folder, saved = tmp_path / "reads and writes", tmp_path / "saved"
+    folder.mkdir()
+    write_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    model = make_encoder_model(name, vocab_size=len(tokenizer), **settings)
+    # Otherwise an untrained model goes on with one token, which may be padding.
+    model.generation_config.eos_token_id, model.generation_config.suppress_tokens = None, list(range(5))
+    model.save_pretrained(folder)
+    tokens = model.generate(**_read(tokenizer), max_new_tokens=6, do_sample=False)
+    expected = tokenizer.decode(tokens[0], skip_special_tokens=True)
+    assert len(expected) >= 6
+    assert main(words(folder, "--recipe", "torchscript-fp32", "--receipt", "--save", str(saved))) == 0
+    shown = capsys.readouterr()
+    assert "float32, 33 of 33 linear layers" in shown.out and PROMPT not in shown.out
+    assert "6 tokens in" in shown.err and "torchscript-fp32: ScriptModule, frozen, verified" in shown.err
+    assert shown.out.strip().splitlines()[-1] == expected.strip()
+    assert main(words(saved)) == 0
+    assert capsys.readouterr().out.strip() == expected.strip()
+
+
+def _read(tokenizer):
+    encoded = tokenizer(PROMPT, return_tensors="pt")
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
 def test_what_was_saved_continues_it_in_the_same_way(model_folder, tmp_path, capsys):

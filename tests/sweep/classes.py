@@ -8,6 +8,7 @@ from typing import Any
 from cpuinfer_helpers.tasks.kinds.registry import kinds
 
 WRITERS = "causal language modelling"
+SPEECH = "speech to text"
 MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE, EMBEDDINGS = "multiple choice", "sequence to sequence", "embeddings"
 # What results of the sweep have always called these.
 _NAMES = {"fill-mask": "masked language modelling"}
@@ -31,7 +32,10 @@ TASKS: dict[str, tuple[str, ...]] = {
         "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES",
     ),
     EMBEDDINGS: ("MODEL_MAPPING_NAMES",),
+    SPEECH: ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",),
 }
+# Those whose classes write text; of the last one that is all that is tried.
+WRITING_TASKS = (WRITERS, SEQUENCE_TO_SEQUENCE, SPEECH)
 # Tasks whose inputs are others than those that the same class gets for another task.
 _OWN_INPUTS = (MULTIPLE_CHOICE, SEQUENCE_TO_SEQUENCE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sweep.trial import REFUSED, RIGHT, RIGHT_BY_SHAPE, TRACE
+from sweep.writing import WRITING
 
 # What comes of a recipe, and for a refusal a part of the reason. Where the two major versions of transformers differ,
 # an entry for each.
@@ -52,7 +53,8 @@ _TRACED: dict[str, Expected] = {
 # Further tasks, and the recipes beside tracing.
 _RECIPES: dict[str, dict[str, Expected]] = {
     "BertForMultipleChoice": {TRACE: _ONE, "onnxruntime-fp32": _ONE},
-    "T5ForConditionalGeneration": {TRACE: _ONE, "openvino-fp32": _ONE},
+    "T5ForConditionalGeneration": {TRACE: _ONE, "openvino-fp32": _ONE, WRITING: _ONE},
+    "WhisperForConditionalGeneration": {WRITING: _ONE},
     "BertForMaskedLM": {"onednn-graph-fp32": _ONE},
     "DetrForObjectDetection": {TRACE: _ONE},
     "CLIPModel": {TRACE: _ONE},

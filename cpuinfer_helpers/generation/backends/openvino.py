@@ -15,6 +15,7 @@ import torch
 
 from cpuinfer_helpers.errors import RecipeError, first_line
 from cpuinfer_helpers.generation import linears
+from cpuinfer_helpers.generation.encoding.sources import has_encoder
 from cpuinfer_helpers.generation.layout import layout_of
 from cpuinfer_helpers.generation.matrices import Matrix, bytes_read, comes_from, matrices_of
 from cpuinfer_helpers.generation.positions import attention_kinds
@@ -98,6 +99,8 @@ class _Build(StepBuild):
 
 def _build(request: StepRequest) -> StepBuild:
     """By SDPA; where OpenVINO does not convert that, or answers otherwise, by products and a softmax."""
+    if has_encoder(request.model):
+        raise RecipeError("OpenVINO cannot keep what a decoder reads of an encoder yet; torchscript-fp32 can")
     if _WAYS[request.precision].dtype == torch.float32:
         refuse_less_than_fp32(request.model)
     model = with_attention(cast_copy(request.model, torch.float32), "sdpa")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import RecipeError
+from cpuinfer_helpers.generation.encoding.sources import has_encoder
 from cpuinfer_helpers.generation.layout import layout_of
 from cpuinfer_helpers.generation.positions import attention_kinds, positions_of
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
@@ -77,6 +78,8 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _build(request: StepRequest) -> StepBuild:
+    if has_encoder(request.model):
+        raise RecipeError("torch.compile is not told what a decoder reads of an encoder yet; torchscript-fp32 is")
     dtype = _DTYPES[request.precision]
     if dtype == torch.float32:
         refuse_less_than_fp32(request.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from cpuinfer_helpers import graph
 from cpuinfer_helpers.errors import RecipeError
 from cpuinfer_helpers.generation import linears
+from cpuinfer_helpers.generation.encoding.sources import has_encoder
+from cpuinfer_helpers.generation.encoding.traced import trace_encoding_step
 from cpuinfer_helpers.generation.layout import layout_of
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.generation.stored import read_converted, write_converted
-from cpuinfer_helpers.generation.traced_step import trace_step
-from cpuinfer_helpers.generation.weights import limit_of, refuse_less_than_fp32, weights_of
+from cpuinfer_helpers.generation.traced_step import TracedStep, trace_step
+from cpuinfer_helpers.generation.weights import Weights, limit_of, refuse_less_than_fp32, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy
 from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 from cpuinfer_helpers.recipes.base import SEVEN_BITS
@@ -72,13 +74,41 @@ _KINDS = {
 
 def _build(request: StepRequest) -> StepBuild:
     kind = _KINDS[request.precision]
-    return _traced(kind, kind.convert(request.model), limit_of(request.model))
+    return _traced(kind, kind.convert(request.model), limit_of(request.model), request.prompts)
 
 
-def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None) -> StepBuild:
+def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None, prompts: Mapping[str, torch.Tensor]) -> StepBuild:
+    if has_encoder(model):
+        return _encoding_traced(kind, model, limit, prompts)
     weights, attention = weights_of(model), attention_of(model) or "the model's own"
     config = model.config.get_text_config(decoder=True)
     step, warnings = trace_step(model, config, layout_of(model), limit, dtype=kind.dtype)
+    return _described(kind, step, weights, attention, warnings)
+
+
+def _encoding_traced(
+    kind: _Kind, model: torch.nn.Module, limit: int | None, prompts: Mapping[str, torch.Tensor]
+) -> StepBuild:
+    attention = attention_of(model) or "the model's own"
+    # Before the last layer is wrapped for tracing, which is then counted once.
+    stored = weights_of(model)
+    made = trace_encoding_step(model, prompts, limit, dtype=kind.dtype)
+    weights = replace(stored, read=weights_of(model, made.used).read)
+    build = _described(kind, made.step, weights, attention, made.warnings)
+    evidence = {**made.evidence, **_left_as_they_are(kind, model), **build.evidence}
+    return replace(build, source_bytes=made.cross.bytes_in(kind.dtype), evidence=evidence)
+
+
+def _left_as_they_are(kind: _Kind, model: torch.nn.Module) -> dict[str, str]:
+    convolutions = _convolutions_read_once(model) if kind.stored in ("fp16", "int8") else {}
+    if not convolutions:
+        return {}
+    numbers = sum(weight.numel() for weight in convolutions.values())
+    how = f"float32, {len(convolutions)} of the encoder with {numbers:,} weights, read once for each source"
+    return {"convolutions": how}
+
+
+def _described(kind: _Kind, step: TracedStep, weights: Weights, attention: str, warnings: tuple[str, ...]) -> StepBuild:
     name = str(kind.dtype).removeprefix("torch.")
     build = StepBuild(
         step=step,
@@ -110,7 +140,7 @@ def _export(request: StepRequest, build: StepBuild, folder: Path) -> dict[str, A
 
 def _restore(stored: StoredStep, folder: Path) -> StepBuild:
     model = read_converted(stored.details, stored.model_class, stored.config, folder)
-    return _traced(_KINDS[stored.precision], model, stored.limit)
+    return _traced(_KINDS[stored.precision], model, stored.limit, stored.prompts)
 
 
 def _without_conv1d(model: torch.nn.Module) -> None:
@@ -135,12 +165,25 @@ def _refuse_left(model: torch.nn.Module, left: dict[str, str], kind: str) -> Non
         path, reason = next(iter(left.items()))
         raise RecipeError(f"{len(left)} linear layers cannot have weights in {kind}: {path}, because {reason}")
     others = linears.other_matrices(model)
+    for name in _convolutions_read_once(model):
+        others.pop(name, None)
     if others:
         numbers = sum(p.numel() for p in others.values())
         raise RecipeError(
             f"{numbers:,} weights are in no linear layer and would stay as they are, the first ones in "
             f"{next(iter(others))}; this recipe knows linear layers only"
         )
+
+
+def _convolutions_read_once(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of an encoder's convolutions by name: they stay as they are, and no token reads them."""
+    if not has_encoder(model):
+        return {}
+    convolutions = [
+        part for part in model.get_encoder().modules() if isinstance(part, (torch.nn.Conv1d, torch.nn.Conv2d))
+    ]
+    weights = {id(part.weight) for part in convolutions}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in weights}
 
 
 def _recipe(precision: str, summary: str, **further: Any) -> GenerationRecipe:

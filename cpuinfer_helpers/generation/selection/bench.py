@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cpuinfer_helpers.generation.measuring import GenerationTiming, Turn
+from cpuinfer_helpers.generation.measuring import GenerationTiming, Turn, size_of
 from cpuinfer_helpers.generation.selection.result import GenerationResult
 from cpuinfer_helpers.processes.child import Child, ChildLost
 from cpuinfer_helpers.processes.session import Session
@@ -178,7 +178,7 @@ class GenerationBench:
         return self.session.ask(child, "answer_question", watched=watched, step=name.replace("_here", ""), **told)
 
     def _timing(self, candidate: Candidate, reference: Candidate, round_id: str) -> GenerationTiming:
-        rows, length = self.prompts["input_ids"].shape
+        rows, length = size_of(self.prompts)
         same = (candidate.tokens == reference.tokens)[:, -self.new_tokens :]
         return GenerationTiming(
             label=candidate.name,

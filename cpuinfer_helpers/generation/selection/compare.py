@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from cpuinfer_helpers.compare.compare import check_positive, choose_threads, circumstances
 from cpuinfer_helpers.errors import InputError, RecipeError
-from cpuinfer_helpers.generation.generator import bound_prompts
+from cpuinfer_helpers.generation.generator import bound_example
 from cpuinfer_helpers.generation.preparation import check_writes
 from cpuinfer_helpers.generation.registry import generation_recipe, list_generation_recipes
 from cpuinfer_helpers.generation.selection.bench import Candidate, GenerationBench, new_row
@@ -96,7 +96,7 @@ def compare_generators(
         If the reference itself does not write: then there is nothing to compare with.
     """
     check_writes(model)
-    bound = bound_prompts(prompts).tensors
+    bound = bound_example(prompts, model).tensors
     chosen = choose_generation_recipes(recipes)
     threads = choose_threads(threads)
     check_lengths(new_tokens, turns)

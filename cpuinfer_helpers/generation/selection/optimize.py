@@ -12,7 +12,7 @@ import torch
 
 from cpuinfer_helpers.compare.compare import check_positive
 from cpuinfer_helpers.errors import RecipeError
-from cpuinfer_helpers.generation.generator import Generator, bound_prompts
+from cpuinfer_helpers.generation.generator import Generator, bound_example
 from cpuinfer_helpers.generation.preparation import check_writes, prepare_generator
 from cpuinfer_helpers.generation.registry import PRECISIONS, list_generation_recipes
 from cpuinfer_helpers.generation.selection.compare import TURNS, check_lengths, choose_generation_recipes
@@ -95,7 +95,7 @@ def optimize_generator(
     """
     started = time.monotonic()
     check_writes(model)
-    bound = bound_prompts(prompts).tensors
+    bound = bound_example(prompts, model).tensors
     if precisions is None:
         precisions = _PRECISIONS if recipes is None else PRECISIONS
     chosen = _in_order(of_precisions(choose_generation_recipes(recipes), precisions, PRECISIONS))

@@ -1,0 +1,1 @@
+"""Models whose encoder reads a source before their decoder writes of it."""
