@@ -4,7 +4,7 @@
 
 START = sh tools/start.sh
 
-.PHONY: help lab test test-current test-avx2 test-current-avx2 run bench bench-trainer sweep sweep-current soak soak-current doctor clean
+.PHONY: help lab test test-current test-avx2 test-current-avx2 run bench bench-generate bench-trainer sweep sweep-current soak soak-current doctor clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test          ruff, the unit tests, and every notebook in fast mode, on the guide stack"
 	@echo "make run           run every notebook at full size and write readable pages to build/"
 	@echo "make bench         every recipe and peer on BERT-base: times, ratios, mixed lengths, model families, answers (an hour)"
+	@echo "make bench-generate text generation by every recipe, and llama.cpp where it is installed: times, answers, targets (half an hour)"
 	@echo "make bench-trainer the whole run_qa flow, transformers' own Trainer against ours (ten minutes)"
 	@echo "make sweep         every architecture that transformers has for thirteen tasks, by four recipes: right, or refused and why (an hour)"
 	@echo "make test-current  the same as make test, on the current stack (.venv-current)"
@@ -38,6 +39,9 @@ run:
 
 bench:
 	@$(START) guide tools/bench.py
+
+bench-generate:
+	@$(START) current tools/bench_generate.py
 
 bench-trainer:
 	@$(START) guide tools/bench_trainer.py

@@ -163,7 +163,7 @@ def texts_for(model: torch.nn.Module, prompts: Mapping[str, torch.Tensor]) -> Te
         long = max(long, window + BLOCK // 2)
     short, long = (size if limit is None else min(size, limit) for size in (_TOKENS, long))
     given = given_for(model, prompts) if has_encoder(model) else None
-    ids = _token_ids(config, prompts, _ROWS * short + long)
+    ids = sample_ids(config, prompts, _ROWS * short + long)
     rows, long_ids = ids[: _ROWS * short].view(_ROWS, short), ids[None, _ROWS * short :]
     if given is not None:
         rows[:, 0] = long_ids[:, 0] = start_token(model)
@@ -583,7 +583,7 @@ _SCRIPTS: dict[str, _Script] = {
 }
 
 
-def _token_ids(config: Any, prompts: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
+def sample_ids(config: Any, prompts: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
     """Tokens of the example first, then random ones, none of them padding."""
     own = prompts["input_ids"][prompts["attention_mask"].bool()].flatten() if "input_ids" in prompts else []
     own = [token for token in own.tolist() if token < config.vocab_size] if len(own) else []

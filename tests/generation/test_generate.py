@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers.generation.sensitivity import Sensitivity
 from tests.generation.models import ARCHITECTURES, make_language_model, make_prompts
 
 # The bfloat16 of this is as right where it is emulated.
@@ -231,14 +232,32 @@ def test_fp32_of_weights_that_have_less_is_refused():
     assert "call model.float() first" in cpu.prepare_generator("torchscript-fp32", model, make_prompts()).reason
 
 
-def test_quantised_weights_that_cost_too_much_perplexity_are_refused():
+@pytest.fixture
+def sensitive():
+    """A model whose last layer 8 bits are too few for."""
     model = make_language_model("llama")
     with torch.no_grad():
         # The same for every token, so that it decides nothing; but it leaves the other weights of a row no digits.
         model.lm_head.weight[:, 0] = 5.0
-    generator = cpu.prepare_generator("torchscript-int8", model, make_prompts())
+    return model
+
+
+def test_what_8_bits_are_too_few_for_is_kept_in_16(sensitive, tmp_path):
+    generator = cpu.prepare_generator("torchscript-int8", sensitive, make_prompts())
+    assert generator.prepared and generator.receipt.verified
+    evidence = generator.receipt.evidence
+    assert "1 in FP16 (lm_head)" in evidence["layers with more bits"]
+    assert evidence["weights"] == "int8 (14 of 15 layers), fp16 (1 of 15 layers), 15 of 15 linear layers"
+    loaded = cpu.load_optimized(generator.save(tmp_path / "writer", model=sensitive))
+    assert torch.equal(write(loaded, make_prompts()), write(generator, make_prompts()))
+    assert loaded.build.weights == generator.build.weights
+
+
+def test_quantised_weights_that_cost_too_much_are_refused(sensitive, monkeypatch):
+    monkeypatch.setattr(Sensitivity, "keeping", lambda self, allowed: {})
+    generator = cpu.prepare_generator("torchscript-int8", sensitive, make_prompts())
     assert not generator.prepared and "more than" in generator.reason
-    assert cpu.prepare_generator("torchscript-fp16w", model, make_prompts()).prepared
+    assert cpu.prepare_generator("torchscript-fp16w", sensitive, make_prompts()).prepared
 
 
 def test_perplexity_is_compared_on_held_out_texts_where_they_are_given(llama):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,21 @@ from cpuinfer_helpers.generation import linears
 from cpuinfer_helpers.generation.encoding.sources import has_encoder
 from cpuinfer_helpers.generation.encoding.traced import trace_encoding_step
 from cpuinfer_helpers.generation.layout import layout_of
+from cpuinfer_helpers.generation.sensitivity import Made, Sensitivity, told
 from cpuinfer_helpers.generation.step import GenerationRecipe, StepBuild, StepRequest, StoredStep
 from cpuinfer_helpers.generation.stored import read_converted, write_converted
 from cpuinfer_helpers.generation.traced_step import TracedStep, trace_step
+from cpuinfer_helpers.generation.verification import MEAN_ERROR, sample_ids
 from cpuinfer_helpers.generation.weights import Weights, limit_of, refuse_less_than_fp32, weights_of
 from cpuinfer_helpers.interface.copies import attention_of, cast_copy, shared_copy
 from cpuinfer_helpers.machine.report import machine_report, no_bf16_kernels
 from cpuinfer_helpers.recipes.base import SEVEN_BITS
 from cpuinfer_helpers.recipes.tools.rewriting import pack_linears
+
+# Tokens on which it is seen which layers 8 bits are too few for.
+_LOOKED_AT = 96
+# What of the mean error that is allowed may be expected: first with few layers in more bits, then with more.
+_SHARES_OF_ERROR = (0.7, 0.4)
 
 
 def _fp32(model: torch.nn.Module) -> torch.nn.Module:
@@ -41,11 +48,13 @@ def _fp16w(model: torch.nn.Module) -> torch.nn.Module:
     return copied
 
 
-def _int8(model: torch.nn.Module) -> torch.nn.Module:
+def _int8(model: torch.nn.Module, kept: Made | None = None) -> torch.nn.Module:
+    """With the layers that 8 bits are too few for kept in what they are said to be, by path."""
     refuse_less_than_fp32(model)
-    copied = shared_copy(model)
-    _refuse_left(copied, linears.replace(copied, linears.Int8Linear.of), "8 bits")
-    linears.replace_embedding(copied, linears.Int8Embedding.of)
+    copied, kept = shared_copy(model), kept or {}
+    _refuse_left(copied, linears.replace(copied, linears.Int8Linear, kept), "8 bits")
+    rows_in_16_bits = linears.Fp16Embedding in kept.values()
+    linears.replace_embedding(copied, linears.Fp16Embedding if rows_in_16_bits else linears.Int8Embedding.of)
     return copied
 
 
@@ -62,19 +71,49 @@ class _Kind:
     convert: Callable[[torch.nn.Module], torch.nn.Module]
     stored: str
     dtype: torch.dtype = torch.float32
+    # What layers that are too sensitive may be stored in instead.
+    besides: tuple[str, ...] = ()
 
 
 _KINDS = {
     "fp32": _Kind(_fp32, "float32"),
     "fp16w": _Kind(_fp16w, "fp16"),
     "bf16": _Kind(_bf16, "bfloat16", torch.bfloat16),
-    "int8": _Kind(_int8, "int8"),
+    "int8": _Kind(_int8, "int8", besides=("fp16",)),
 }
 
 
 def _build(request: StepRequest) -> StepBuild:
     kind = _KINDS[request.precision]
     return _traced(kind, kind.convert(request.model), limit_of(request.model), request.prompts)
+
+
+@dataclass(frozen=True)
+class _Keeping(StepBuild):
+    """With the layers that are not as the others, for saving."""
+
+    kept: Made | None = None
+
+
+def _build_int8(request: StepRequest) -> StepBuild:
+    """All layers alike; where that is too far from the model's logits, with more bits for those that cost most."""
+    build = _build(request)
+    return build if has_encoder(request.model) else replace(build, otherwise=lambda: _kept_in_more_bits(request))
+
+
+def _kept_in_more_bits(request: StepRequest) -> StepBuild:
+    ids = sample_ids(request.config, request.prompts, _LOOKED_AT)[None]
+    model = shared_copy(request.model)
+    sensitivity = Sensitivity(model, ids, torch.ones_like(ids))
+
+    def build(shares: Sequence[float]) -> StepBuild:
+        kept = sensitivity.keeping(shares[0] * MEAN_ERROR["int8"])
+        built = _traced(_KINDS["int8"], _int8(request.model, kept), limit_of(request.model), request.prompts)
+        made = _Keeping(**{field.name: getattr(built, field.name) for field in fields(built)}, kept=kept)
+        evidence = {**built.evidence, "layers with more bits": told(kept)} if kept else built.evidence
+        return replace(made, evidence=evidence, otherwise=(lambda: build(shares[1:])) if shares[1:] else None)
+
+    return build(_SHARES_OF_ERROR)
 
 
 def _traced(kind: _Kind, model: torch.nn.Module, limit: int | None, prompts: Mapping[str, torch.Tensor]) -> StepBuild:
@@ -117,7 +156,7 @@ def _described(kind: _Kind, step: TracedStep, weights: Weights, attention: str, 
         compute=name,
         cache=name,
         attention=attention,
-        converted=weights.by_dtype.get(kind.stored, 0),
+        converted=sum(weights.by_dtype.get(stored, 0) for stored in (kind.stored, *kind.besides)),
         layers=weights.layers,
         weight_bytes=weights.read,
         token_bytes=step.layout.bytes_in(kind.dtype),
@@ -135,7 +174,9 @@ def _described(kind: _Kind, step: TracedStep, weights: Weights, attention: str, 
 
 
 def _export(request: StepRequest, build: StepBuild, folder: Path) -> dict[str, Any]:
-    return write_converted(_KINDS[request.precision].convert(request.model), folder)
+    kept = getattr(build, "kept", None)
+    model = _int8(request.model, kept) if kept else _KINDS[request.precision].convert(request.model)
+    return write_converted(model, folder)
 
 
 def _restore(stored: StoredStep, folder: Path) -> StepBuild:
@@ -187,7 +228,8 @@ def _convolutions_read_once(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _recipe(precision: str, summary: str, **further: Any) -> GenerationRecipe:
-    return GenerationRecipe(f"torchscript-{precision}", summary, _build, export=_export, restore=_restore, **further)
+    build = _build_int8 if precision == "int8" else _build
+    return GenerationRecipe(f"torchscript-{precision}", summary, build, export=_export, restore=_restore, **further)
 
 
 RECIPES = (
