@@ -111,14 +111,19 @@ class NotingCache(OwnCache):
 
 
 def named_arguments(model: torch.nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a model's ``forward`` has.
+    """Those of the arguments that a model's ``forward`` has."""
+    taken = names_taken(model)
+    return {name: value for name, value in arguments.items() if name in taken}
+
+
+def names_taken(model: torch.nn.Module) -> frozenset[str]:
+    """The names of the arguments that a model's ``forward`` has.
 
     Where it only hands on what it is given, as a class derived from the model's may do, those of the forward behind it.
     """
     forwards = [model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))]
     names = [inspect.signature(forward).parameters for forward in forwards]
-    taken = next((known for known in names if "input_ids" in known), names[0])
-    return {name: value for name, value in arguments.items() if name in taken}
+    return frozenset(next((known for known in names if "input_ids" in known), names[0]))
 
 
 def layout_of(model: torch.nn.Module) -> Layout:

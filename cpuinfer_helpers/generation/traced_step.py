@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import RecipeError, first_line
-from cpuinfer_helpers.generation.layout import Layout, OwnCache, named_arguments
+from cpuinfer_helpers.generation.layout import Layout, OwnCache, names_taken
 from cpuinfer_helpers.generation.linears import put
 from cpuinfer_helpers.generation.positions import attention_kinds, masks_of, positions_of
 from cpuinfer_helpers.generation.step import State, Step
@@ -55,7 +55,7 @@ class _LastTokens(torch.nn.Module):
         return self.head.weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(hidden.index_select(1, self.wanted))
+        return self.head(hidden if self.wanted is None else hidden.index_select(1, self.wanted))
 
 
 class TraceableStep(torch.nn.Module):
@@ -71,7 +71,7 @@ class TraceableStep(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, kinds: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.kinds = model, tuple(kinds)
+        self.model, self.kinds, self._taken = model, tuple(kinds), names_taken(model)
         # In a tuple, so that it is no part of this module a second time.
         self._head = (_put_last_tokens(model),)
 
@@ -101,16 +101,20 @@ class TraceableStep(torch.nn.Module):
         torch.Tensor
             (batch, wanted tokens, vocabulary)
         """
-        masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
         head = self._head[0]
-        if head is not None:
-            head.wanted = wanted
-        logits = self.logits(ids, positions, slots, masks, kept)
         if head is None:
-            return logits.index_select(1, wanted)
-        # Left behind, torch.compile of torch 2.8 would take it for a constant, and make a graph for each call.
+            return self.of_all(ids, positions, slots, *tensors).index_select(1, wanted)
+        head.wanted = wanted
+        logits = self.of_all(ids, positions, slots, *tensors)
         head.wanted = None
         return logits
+
+    def of_all(
+        self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, *tensors: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of all new tokens; arguments as for :meth:`forward`."""
+        masks, kept = tensors[: len(self.kinds)], tensors[len(self.kinds) :]
+        return self.logits(ids, positions, slots, masks, kept)
 
     def logits(
         self,
@@ -130,7 +134,7 @@ class TraceableStep(torch.nn.Module):
             "use_cache": True,
             "return_dict": True,
         }
-        return self.model(**named_arguments(self.model, arguments)).logits
+        return self.model(**{name: value for name, value in arguments.items() if name in self._taken}).logits
 
     def cache_of(self, kept: Sequence[torch.Tensor], slots: torch.Tensor, total: Any) -> OwnCache:
         """What the model is handed to keep its tokens in.

@@ -38,7 +38,7 @@ class CompiledStep(TracedStep):
     module
         For several tokens; takes what a :class:`TraceableStep` takes.
     compiled
-        The same for one.
+        For one; the same without which tokens' logits are wanted.
     layout, kinds, dtype, limit
         As for :class:`TracedStep`.
     """
@@ -62,13 +62,14 @@ class CompiledStep(TracedStep):
 
     def _of_fixed_size(self, inputs: tuple[torch.Tensor, ...], state: TracedState) -> tuple[torch.Tensor, ...]:
         """With masks over all the room there is, so that one graph does for every number of tokens."""
+        ids, positions, slots, _, *_ = inputs
         first = len(inputs) - len(state.tensors) - len(self.kinds)
         lowest = torch.finfo(self.dtype).min
         masks = [
             torch.nn.functional.pad(mask, (0, state.capacity - mask.shape[-1]), value=lowest)
             for mask in inputs[first : first + len(self.kinds)]
         ]
-        return (*inputs[:first], *masks, *inputs[first + len(self.kinds) :])
+        return (ids, positions, slots, *masks, *inputs[first + len(self.kinds) :])
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,7 +94,7 @@ def _compiled(model: torch.nn.Module, dtype: torch.dtype, limit: int | None) -> 
     with libraries_quiet() as warnings, counted() as seen:
         # The compiler writes there. Where it cannot, its import breaks off, and cannot be done again in this process.
         with temporary_folder(), switches.compiled_call():
-            compiled = torch.compile(with_own_code(adapter), dynamic=True)
+            compiled = torch.compile(with_own_code(adapter.of_all), dynamic=True)
         step = CompiledStep(adapter, compiled, layout, kinds, dtype, limit)
         _compile_now(step)
     if not seen["graphs compiled"]:

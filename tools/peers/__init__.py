@@ -1,0 +1,1 @@
+"""What other people use, as recipes beside ours: for benchmarks only, never needed by the package."""
