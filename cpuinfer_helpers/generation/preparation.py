@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cpuinfer_helpers.errors import CpuInferError, InputError, RecipeError, first_line
+from cpuinfer_helpers.generation.encoding.given import Sourced
 from cpuinfer_helpers.generation.encoding.sources import MASK, has_encoder, source_name
 from cpuinfer_helpers.generation.generator import Generator, bound_example
 from cpuinfer_helpers.generation.probe import probe_for
@@ -20,7 +21,6 @@ from cpuinfer_helpers.generation.stand_in import stand_in
 from cpuinfer_helpers.generation.step import EncodingStep, GenerationRecipe, StepBuild, StepRequest
 from cpuinfer_helpers.generation.verification import (
     MORE_PERPLEXITY,
-    Sourced,
     Texts,
     Verified,
     comparable,

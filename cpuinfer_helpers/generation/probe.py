@@ -9,10 +9,11 @@ import torch
 
 from cpuinfer_helpers.errors import ArtifactError, first_line
 from cpuinfer_helpers.generation.closeness import LARGEST_ERROR, closeness
+from cpuinfer_helpers.generation.encoding.given import Sourced
 from cpuinfer_helpers.generation.encoding.sources import MASK, PROMPT, PROMPT_MASK, has_encoder, start_token
 from cpuinfer_helpers.generation.positions import positions_of
 from cpuinfer_helpers.generation.step import Step
-from cpuinfer_helpers.generation.verification import Sourced, eager_logits, state_for
+from cpuinfer_helpers.generation.verification import eager_logits, state_for
 
 # Logits of so many tokens of so many prompts: a vocabulary has a hundred thousand of each.
 _ROWS, _TOKENS, _LAST = 4, 64, 4
