@@ -24,6 +24,7 @@ EXPECTED = [
     "06-bettertransformer",
     "08-int8",
     "09-choose-for-your-machine",
+    "10-large-models",
 ]
 PATHS = navigation.course(FOLDER)
 
