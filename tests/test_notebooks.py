@@ -25,6 +25,7 @@ EXPECTED = [
     "08-int8",
     "09-choose-for-your-machine",
     "10-large-models",
+    "11-generate-faster",
 ]
 PATHS = navigation.course(FOLDER)
 
