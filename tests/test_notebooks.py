@@ -24,6 +24,8 @@ EXPECTED = [
     "06-bettertransformer",
     "08-int8",
     "09-choose-for-your-machine",
+    "10-large-models",
+    "11-generate-faster",
 ]
 PATHS = navigation.course(FOLDER)
 
