@@ -128,6 +128,8 @@ class LlamaStep(Step):
         settings.n_ctx = batch * (-(-capacity // 256) * 256)
         settings.n_batch = settings.n_ubatch = _BATCH
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+        # Sequences are moved to other rows, for which they have to be in one room.
+        settings.kv_unified = True
         if self.cache == "float32":
             settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
         context = llama_cpp.llama_init_from_model(self.model, settings)
