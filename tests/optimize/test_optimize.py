@@ -274,6 +274,6 @@ def test_a_comparison_without_a_reference_has_no_choice(optimized: cpu.Optimized
     rows = {**optimized.comparison.rows}
     late = Status(Kind.TIMED_OUT, "run took more than 1 s")
     rows["eager-fp32"] = replace(rows["eager-fp32"], timing=None, status=late)
-    from cpuinfer_helpers.optimize.optimize import _why_eager
+    from cpuinfer_helpers.optimize.optimize import why_eager
 
-    assert "could not be measured (timed out" in _why_eager(replace(optimized.comparison, rows=rows))
+    assert "could not be measured (timed out" in why_eager(replace(optimized.comparison, rows=rows))
