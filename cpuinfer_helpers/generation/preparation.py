@@ -249,7 +249,8 @@ class _Preparation:
             model=self._stand_in(build),
             inputs=self.prompts,
             receipt=self._receipt(build, None),
-            build=build,
+            # What could be made otherwise holds the model with all its weights.
+            build=replace(build, otherwise=None),
             eager=weakref.ref(model),
             probe=probe_for(model, self.prompts.tensors) if self.verify else None,
             tolerance=self.tolerance,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import pickle
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 import cpuinfer_helpers as cpu
+from cpuinfer_helpers.generation.linears import linear_layers
+from cpuinfer_helpers.generation.registry import generation_recipe
 from cpuinfer_helpers.generation.sensitivity import Sensitivity
 from tests.generation.models import ARCHITECTURES, make_language_model, make_prompts
 
@@ -251,6 +255,20 @@ def test_what_8_bits_are_too_few_for_is_kept_in_16(sensitive, tmp_path):
     loaded = cpu.load_optimized(generator.save(tmp_path / "writer", model=sensitive))
     assert torch.equal(write(loaded, make_prompts()), write(generator, make_prompts()))
     assert loaded.build.weights == generator.build.weights
+
+
+@pytest.mark.parametrize("recipe", ["torchscript-int8", "openvino-int8"])
+def test_weights_that_are_stored_otherwise_are_not_kept_besides(recipe):
+    why_not = generation_recipe(recipe).why_not
+    if why_not:
+        pytest.skip(why_not)
+    model = make_language_model("llama", hidden_size=64, intermediate_size=128)
+    weights = [weakref.ref(layer.weight) for layer in linear_layers(model).values()]
+    generator = cpu.prepare_generator(recipe, model, make_prompts(), on_failure="raise")
+    assert any(weight() is not None for weight in weights)
+    del model
+    gc.collect()
+    assert generator.prepared and not [weight for weight in weights if weight() is not None]
 
 
 def test_quantised_weights_that_cost_too_much_are_refused(sensitive, monkeypatch):
