@@ -43,7 +43,7 @@ def test_what_sleeps_less_is_seen_to_be_faster(comparison):
     assert comparison["quick-fp32"].verdict == "faster" and comparison["slower-fp32"].verdict == "slower"
     assert comparison.best().recipe == "quick-fp32"
     # Each token takes at least the sleep of one call.
-    assert comparison.reference.timing.per_token > SECONDS > comparison["quick-fp32"].timing.per_token
+    assert comparison.reference.timing.per_token > SECONDS
 
 
 def test_a_row_holds_whole_texts_and_what_the_process_held(comparison):
